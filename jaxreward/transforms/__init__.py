@@ -1,0 +1,1 @@
+"""Rewards as composable transformations."""

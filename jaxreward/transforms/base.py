@@ -1,0 +1,306 @@
+"""The reward transform, how transforms chain, and the combinators around them.
+
+A transform is a tuple of two pure functions and a declaration:
+
+    init:   ()                    -> state
+    update: (key, signal, state)  -> (signal, state)
+
+`update` is safe under `jit`, `vmap`, `scan`, `shard_map` and `pmap`. The declaration says
+which fields of the signal it reads and writes and what it does to the reward, so that
+`chain` can refuse, when it is built, a chain that cannot work or that does nothing.
+"""
+
+from typing import Any, Callable, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxreward.channel import Channel
+from jaxreward.types import Signal
+
+ALWAYS = ("rewards", "mask", "aux/prompt_id")
+"""Signal fields that are there before the chain starts."""
+
+_MAPS = ("none", "shift", "affine", "nonlinear")
+
+
+class Spec(NamedTuple):
+    """What a transform declares.
+
+    Attributes:
+      name: how errors and metrics call it.
+      role: its family: noise, rates, correction, calibration, aggregation, selection,
+        advantage, credit or record.
+      reads: signal fields it needs, `aux/<name>` for side information.
+      writes: signal fields it sets.
+      reward_map: what it does to the rewards of a group. "none"; "shift", adds a constant
+        that is the same for all samples of a prompt; "affine", also scales by a positive
+        one; "nonlinear", anything else.
+      invariant_to: for a transform that sets advantages, the largest map of a group's
+        rewards that leaves the advantages as they were: "none", "shift" or "affine".
+      rates_vary: for a transform that writes rates, "prompt" if they are constant within
+        a group, "sample" if not. With rates that vary by sample no correction is affine.
+    """
+
+    name: str
+    role: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    reward_map: str = "none"
+    invariant_to: str = "none"
+    rates_vary: str = "prompt"
+
+
+class RewardTransform(NamedTuple):
+    """A pure function on signals with explicit state. See the module docstring."""
+
+    init: Callable[[], Any]
+    update: Callable[[jax.Array, Signal, Any], tuple[Signal, Any]]
+    spec: Spec
+
+
+class InertCorrectionError(ValueError):
+    """A correction that the advantage estimator after it cancels exactly."""
+
+
+def stateless(update: Callable[[jax.Array, Signal], Signal], spec: Spec) -> RewardTransform:
+    """A transform without state from `(key, signal) -> signal`."""
+    return RewardTransform(
+        init=lambda: (), update=lambda key, signal, state: (update(key, signal), state), spec=spec
+    )
+
+
+def identity() -> RewardTransform:
+    """The transform that does nothing."""
+    return stateless(lambda key, signal: signal, Spec("identity", "record"))
+
+
+def chain(
+    *transforms: RewardTransform,
+    provided: Sequence[str] | None = None,
+    on_inert: str = "error",
+) -> RewardTransform:
+    """Composes transforms, first to last.
+
+    Each transform gets its own key, `fold_in(key, position)`.
+
+    Args:
+      *transforms: at least one.
+      provided: the fields beside `rewards`, `mask` and `aux/prompt_id` that the caller puts
+        into the signal. None lets every `aux/...` and `trajectories` be provided; a field
+        that only a transform can set (`rates`, `advantages`, `weights`) must be set by one.
+      on_inert: "error" refuses a correction that the advantage estimator cancels exactly;
+        "allow" builds it (for the control arm that shows it).
+
+    Raises:
+      ValueError: a transform reads what nobody provides, rewards change after the
+        advantages are set, two corrections follow one channel.
+      InertCorrectionError: a correction would have no effect.
+    """
+    if not transforms:
+        raise ValueError("chain needs at least one transform")
+    if on_inert not in ("error", "allow"):
+        raise ValueError(f"on_inert = {on_inert!r}; allowed are 'error' and 'allow'")
+    specs = [transform.spec for transform in transforms]
+    reads = _check_reads(specs, provided)
+    _check_order(specs)
+    if on_inert == "error":
+        _check_inert(specs)
+
+    def init():
+        return tuple(transform.init() for transform in transforms)
+
+    def update(key, signal, state):
+        if len(state) != len(transforms):
+            raise ValueError(f"state has {len(state)} entries for {len(transforms)} transforms")
+        new_state = []
+        for position, (transform, own) in enumerate(zip(transforms, state)):
+            signal, own = transform.update(jax.random.fold_in(key, position), signal, own)
+            new_state.append(own)
+        return signal, tuple(new_state)
+
+    return RewardTransform(init, update, _joined_spec(specs, reads))
+
+
+def _check_reads(specs: Sequence[Spec], provided: Sequence[str] | None) -> tuple[str, ...]:
+    """The fields that the chain needs from outside; raises if one cannot be had."""
+    have, outside = set(ALWAYS), []
+    for spec in specs:
+        for field in spec.reads:
+            if field in have or field in outside:
+                continue
+            open_field = field.startswith("aux/") or field == "trajectories"
+            if field in provided if provided is not None else open_field:
+                outside.append(field)
+                continue
+            known = sorted(have | set(provided or ()))
+            raise ValueError(
+                f"transform {spec.name!r} reads {field!r}, which nothing before it sets; "
+                f"set so far: {', '.join(known)}"
+            )
+        have.update(spec.writes)
+    return tuple(outside)
+
+
+def _check_order(specs: Sequence[Spec]) -> None:
+    advantages_by = correction_by = None
+    for spec in specs:
+        if spec.role == "noise":
+            correction_by = None
+        if advantages_by and spec.reward_map != "none":
+            raise ValueError(
+                f"transform {spec.name!r} changes rewards after {advantages_by!r} has turned "
+                "them into advantages, so it has no effect; put it before"
+            )
+        if spec.role == "correction":
+            if correction_by:
+                raise ValueError(
+                    f"{correction_by!r} and {spec.name!r} both correct the same channel; keep one"
+                )
+            correction_by = spec.name
+        if "advantages" in spec.writes:
+            if advantages_by and "advantages" not in spec.reads:
+                raise ValueError(
+                    f"{spec.name!r} overwrites the advantages that {advantages_by!r} set; keep one"
+                )
+            advantages_by = spec.name
+
+
+def _check_inert(specs: Sequence[Spec]) -> None:
+    """Refuses a correction that later group normalisation undoes exactly."""
+    rates_vary, corrections = "prompt", []
+    for spec in specs:
+        if "rates" in spec.writes:
+            rates_vary = spec.rates_vary
+        if spec.role == "correction" and spec.reward_map in ("shift", "affine"):
+            per_group = rates_vary == "prompt" or "rates" not in spec.reads
+            corrections.append((spec.name, spec.reward_map) if per_group else None)
+        elif spec.reward_map == "nonlinear":
+            corrections.clear()
+        for found in filter(None, corrections):
+            if _MAPS.index(found[1]) <= _MAPS.index(spec.invariant_to):
+                raise InertCorrectionError(
+                    f"{found[0]!r} is {'a shift' if found[1] == 'shift' else 'affine'} within a "
+                    f"group and {spec.name!r} cancels it: the advantages equal the uncorrected "
+                    "ones. Correct after the normalisation (corrected_group_normalization), or "
+                    "use a baseline that keeps it, or pass on_inert='allow'"
+                )
+
+
+def _joined_spec(specs: Sequence[Spec], reads: tuple[str, ...]) -> Spec:
+    writes = tuple(dict.fromkeys(field for spec in specs for field in spec.writes))
+    reward_map = max((spec.reward_map for spec in specs), key=_MAPS.index)
+    invariant_to = max((spec.invariant_to for spec in specs), key=_MAPS.index)
+    rates_vary = next((s.rates_vary for s in reversed(specs) if "rates" in s.writes), "prompt")
+    roles = {spec.role for spec in specs}
+    return Spec(
+        name="chain(" + ", ".join(spec.name for spec in specs) + ")",
+        role=roles.pop() if len(roles) == 1 else "chain",
+        reads=reads,
+        writes=writes,
+        reward_map=reward_map,
+        invariant_to=invariant_to,
+        rates_vary=rates_vary,
+    )
+
+
+def where(
+    transform: RewardTransform, select: Callable[[Signal], jax.Array], name: str = ""
+) -> RewardTransform:
+    """Applies a transform only to some prompts or samples.
+
+    Args:
+      transform: what to apply. It sees the whole signal with the unselected rewards masked
+        as missing, so its statistics are those of the selected ones.
+      select: `(signal) -> bool [P] or [P, G]`, True where the transform applies.
+      name: name in errors; default `where(<transform>)`.
+
+    Returns:
+      A transform that leaves rewards, mask, advantages and weights of everything unselected
+      as they were; rates, metrics and aux are the transform's.
+    """
+
+    def update(key, signal, state):
+        chosen = _like(select(signal), signal.rewards)
+        inside = signal.replace(mask=signal.mask & chosen)
+        after, state = transform.update(key, inside, state)
+        keep = {
+            "rewards": jnp.where(chosen, after.rewards, signal.rewards),
+            "mask": jnp.where(_like(select(signal), after.mask), after.mask, signal.mask),
+        }
+        for field in ("advantages", "weights"):
+            new, old = getattr(after, field), getattr(signal, field)
+            if new is not None:
+                old = jnp.full_like(new, 1.0 if field == "weights" else 0.0) if old is None else old
+                keep[field] = jnp.where(_like(select(signal), new), new, old)
+        return after.replace(**keep), state
+
+    spec = transform.spec
+    maps = "nonlinear" if spec.reward_map != "none" else "none"
+    spec = spec._replace(
+        name=name or f"where({spec.name})", reward_map=maps, invariant_to="none"
+    )
+    return RewardTransform(transform.init, update, spec)
+
+
+def record(
+    name: str, measure: Callable[[Signal], jax.Array], reads: Sequence[str] = ()
+) -> RewardTransform:
+    """Records a scalar of the passing signal as metric `name`; changes nothing else."""
+
+    def update(key, signal):
+        del key
+        return signal.replace(metrics={**signal.metrics, name: measure(signal)})
+
+    return stateless(update, Spec(f"record({name})", "record", tuple(reads), ("metrics",)))
+
+
+def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
+    """Gives every prompt of a data set its own copy of a transform's state.
+
+    The state of all prompts is one table with leading axis `num_prompts`, indexed by
+    `aux["prompt_id"]`; `update` gathers the rows of the batch, updates each on its own
+    group (`P = 1`) under `vmap`, and scatters them back. Where a prompt stands twice in a
+    batch, the last row's state is kept. Metrics are averaged over the batch.
+
+    Args:
+      transform: any transform.
+      num_prompts: size of the data set; ids must lie in `[0, num_prompts)`.
+    """
+    if num_prompts < 1:
+        raise ValueError(f"num_prompts = {num_prompts}; allowed is >= 1")
+
+    def init():
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (num_prompts,) + jnp.shape(leaf)),
+            transform.init(),
+        )
+
+    def update(key, signal, table):
+        ids = signal.aux["prompt_id"]
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+        before, outer = signal.metrics, _rates_by_prompt(signal.replace(metrics={}))
+        rows = jax.tree.map(lambda leaf: leaf[ids], table)
+        groups = jax.tree.map(lambda leaf: leaf[:, None], outer)
+        groups, rows = jax.vmap(transform.update)(keys, groups, rows)
+        table = jax.tree.map(lambda leaf, new: leaf.at[ids].set(new), table, rows)
+        metrics = {name: jnp.mean(value) for name, value in groups.metrics.items()}
+        after = jax.tree.map(lambda leaf: leaf[:, 0], groups.replace(metrics={}))
+        return after.replace(metrics={**before, **metrics}), table
+
+    return RewardTransform(init, update, transform.spec)
+
+
+def _rates_by_prompt(signal: Signal) -> Signal:
+    """The signal with a global channel repeated for every prompt."""
+    if signal.rates is None or signal.rates.matrix.ndim > 2:
+        return signal
+    matrix = signal.rates.matrix
+    repeated = jnp.broadcast_to(matrix, (signal.rewards.shape[0],) + matrix.shape)
+    return signal.replace(rates=Channel(repeated))
+
+
+def _like(mask: jax.Array, reference: jax.Array) -> jax.Array:
+    """`mask` of `[P]` or `[P, G]` broadcast to the shape of `reference`."""
+    mask = mask.reshape(mask.shape + (1,) * (reference.ndim - mask.ndim))
+    return jnp.broadcast_to(mask, reference.shape)

@@ -1,0 +1,141 @@
+"""The pytrees that flow through the library.
+
+Letters: `P` prompts, `G` samples per prompt (the group, always axis 1), `S` decision
+steps of a trajectory (always axis 2).
+"""
+
+import dataclasses
+from typing import Any, Callable, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jaxreward.channel import Channel
+from jaxreward.pytree import pytree_dataclass
+
+_T = TypeVar("_T")
+
+
+@pytree_dataclass
+class Trajectories:
+    """What a policy did: `G` trajectories of at most `S` decisions for each of `P` prompts.
+
+    Attributes:
+      prompts: pytree with leading axis `[P]`.
+      actions: pytree with leading axes `[P, G]` (for a language policy token ids `[P, G, S]`).
+      outputs: pytree with leading axes `[P, G]`, what is shown to a reward.
+      log_probs: natural log-probability of each decision under the behaviour policy.
+      mask: True where a decision was taken; False is padding.
+    """
+
+    prompts: Any
+    actions: Any
+    outputs: Any
+    log_probs: Float[Array, "P G S"]
+    mask: Bool[Array, "P G S"]
+
+    @property
+    def lengths(self) -> Int[Array, "P G"]:
+        """Number of decisions taken in each trajectory."""
+        return jnp.sum(self.mask, axis=-1, dtype=jnp.int32)
+
+
+@pytree_dataclass
+class Signal:
+    """What flows through a chain of reward transforms.
+
+    Attributes:
+      rewards: float32, outcome `[P, G]` or dense `[P, G, S]`.
+      mask: same shape; False where the reward is missing. A missing reward has advantage
+        exactly 0 and changes no sibling; its stored value is never used.
+      advantages: float32 `[P, G]` or `[P, G, S]`, None until a transform sets them.
+      weights: per sample `[P, G]`, None means 1.
+      rates: current estimate of the noise channel, leading axes `[]`, `[P]` or `[P, G]`.
+      trajectories: what the policy did, for transforms that look at it.
+      aux: named side information, leading axis `[P]` or `[P, G]`. `prompt_id` int32 `[P]`
+        is always present.
+      metrics: scalars recorded on the way, named `room/what`.
+    """
+
+    rewards: Float[Array, "P G *S"]
+    mask: Bool[Array, "P G *S"]
+    advantages: Float[Array, "P G *A"] | None = None
+    weights: Float[Array, "P G"] | None = None
+    rates: Channel | None = None
+    trajectories: Trajectories | None = None
+    aux: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def replace(self: _T, **changes: Any) -> _T:
+        """A copy with the given fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_aux(self, **entries: Any) -> "Signal":
+        """A copy whose `aux` also holds `entries`."""
+        return self.replace(aux={**self.aux, **entries})
+
+    def with_metrics(self, **entries: Any) -> "Signal":
+        """A copy whose `metrics` also holds `entries` (write `a__b` for the name `a/b`)."""
+        named = {name.replace("__", "/"): value for name, value in entries.items()}
+        return self.replace(metrics={**self.metrics, **named})
+
+
+def make_signal(
+    rewards: Shaped[Array, "P G *S"],
+    mask: Bool[Array, "P G *S"] | None = None,
+    *,
+    prompt_id: Int[Array, "P"] | None = None,
+    trajectories: Trajectories | None = None,
+    **aux: Any,
+) -> Signal:
+    """Builds the signal that enters a chain.
+
+    Args:
+      rewards: `[P, G]` or `[P, G, S]`, any real or boolean dtype; cast to float32. A NaN or
+        infinite reward is missing.
+      mask: True where the reward exists; default everywhere finite.
+      prompt_id: which prompt each row is; default `0..P-1`.
+      trajectories: the trajectories that earned the rewards.
+      **aux: further side information with leading axis `[P]` or `[P, G]`.
+    """
+    rewards = jnp.asarray(rewards)
+    if rewards.ndim not in (2, 3):
+        raise ValueError(f"rewards must have shape [P, G] or [P, G, S], got {rewards.shape}")
+    rewards = rewards.astype(jnp.float32)
+    finite = jnp.isfinite(rewards)
+    mask = finite if mask is None else jnp.asarray(mask) & finite
+    if prompt_id is None:
+        prompt_id = jnp.arange(rewards.shape[0], dtype=jnp.int32)
+    return Signal(
+        rewards=jnp.where(mask, rewards, 0.0),
+        mask=mask,
+        trajectories=trajectories,
+        aux={"prompt_id": prompt_id, **aux},
+    )
+
+
+class StepScores(NamedTuple):
+    """A policy's score of given trajectories.
+
+    Attributes:
+      log_probs: float32 natural log-probability of each decision; 0 where masked.
+      entropies: float32 entropy of each decision's distribution in nats; 0 where masked.
+    """
+
+    log_probs: Float[Array, "P G S"]
+    entropies: Float[Array, "P G S"]
+
+
+class Policy(NamedTuple):
+    """A policy is three pure functions over a parameter pytree.
+
+    Attributes:
+      init: `(key) -> params`.
+      sample: `(params, key, prompts, group_size) -> Trajectories`; `group_size` is static.
+      log_prob: `(params, trajectories) -> StepScores`, differentiable in `params`.
+    """
+
+    init: Callable[[jax.Array], Any]
+    sample: Callable[[Any, jax.Array, Any, int], Trajectories]
+    log_prob: Callable[[Any, Trajectories], StepScores]
