@@ -1,0 +1,197 @@
+"""Arms x hyper-parameters x seeds of a comparison as one program.
+
+A *run* is one (arm, hyper-parameters, seed). All runs share shapes, so sampling and
+learning are vmapped over every run and compiled once; only the reward chains differ
+between arms, and each is vmapped over its own runs. Runs are ordered arm by arm, `M`
+members each: run `r` is member `r % M` of arm `r // M`.
+
+Runs with the same seed see the same prompts and draw from the same keys, so arms are
+compared with common random numbers.
+"""
+
+import dataclasses
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxreward.pytree import pytree_dataclass
+from jaxreward.training.step import LossFn, TrainState, make_update_step, sample_key
+from jaxreward.transforms.base import RewardTransform
+from jaxreward.types import Policy, Signal, Trajectories, make_signal
+
+Hyper = dict[str, jax.Array]
+"""Numeric knobs of runs by name; `[A, M]` for a population, scalars for one run."""
+
+
+@pytree_dataclass
+class PopulationState:
+    """State of all runs.
+
+    Attributes:
+      runs: train states stacked `[A * M]`, without their chain state.
+      chains: for each arm its chain state, stacked `[M]`.
+    """
+
+    runs: TrainState
+    chains: tuple[Any, ...]
+
+
+class Population(NamedTuple):
+    """Pure functions over all runs; the caller jits them.
+
+    Attributes:
+      arms: names, in order.
+      members: runs per arm, `M`.
+      init: `(key, params) -> PopulationState`, every run starting from `params`.
+      rollout: `(state, prompts) -> Trajectories` with leading axis `[A * M]`; `prompts` is
+        a pytree with leading axes `[seeds, P]`.
+      update: `(state, rewards, mask, trajectories, aux) -> (state, metrics)`, all with leading
+        axis `[A * M]`; metrics are `{arm: {name: [M]}}`.
+      per_seed: `(tree [seeds, ...]) -> tree [A * M, ...]`.
+    """
+
+    arms: tuple[str, ...]
+    members: int
+    init: Callable[[jax.Array, Any], PopulationState]
+    rollout: Callable[[PopulationState, Any], Trajectories]
+    update: Callable[..., tuple[PopulationState, dict[str, dict[str, jax.Array]]]]
+    per_seed: Callable[[Any], Any]
+
+
+def make_population(
+    policy: Policy,
+    arms: dict[str, RewardTransform],
+    make_loss: Callable[[Hyper], LossFn],
+    make_optimizer: Callable[[Hyper], optax.GradientTransformation],
+    hyper: Hyper,
+    seed_index: jax.Array,
+    *,
+    group_size: int,
+    first_seed: int = 0,
+    accumulate: int = 1,
+    spike_factor: float = 0.0,
+) -> Population:
+    """Builds the population.
+
+    Args:
+      policy: the policy of every run.
+      arms: reward chain by arm name; each sets `advantages`.
+      make_loss: from one run's (traced) hyper-parameters to its loss.
+      make_optimizer: likewise to its optimizer.
+      hyper: arrays `[A, M]`.
+      seed_index: int32 `[M]`, which seed each member has; selects its prompts.
+      group_size: samples per prompt, static.
+      first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
+      accumulate: micro-batches per update.
+      spike_factor: see `make_update_step`.
+    """
+    names, members = tuple(arms), int(seed_index.shape[0])
+    flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
+    flat_seeds = jnp.tile(seed_index, len(names))
+    steps = {
+        name: make_update_step(_no_loss, transform, optax.identity())
+        for name, transform in arms.items()
+    }
+
+    def learner(run_hyper: Hyper):
+        return make_update_step(
+            make_loss(run_hyper),
+            arms[names[0]],
+            make_optimizer(run_hyper),
+            accumulate=accumulate,
+            spike_factor=spike_factor,
+        )
+
+    def init(key: jax.Array, params: Any) -> PopulationState:
+        def one(run_hyper, seed):
+            run_key = jax.random.fold_in(key, seed + first_seed)
+            return dataclasses.replace(learner(run_hyper).init(run_key, params), chain_state=())
+
+        runs = jax.vmap(one)(flat_hyper, flat_seeds)
+        chains = tuple(_repeat(arms[name].init(), members) for name in names)
+        return PopulationState(runs, chains)
+
+    def per_seed(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[flat_seeds], tree)
+
+    def rollout(state: PopulationState, prompts: Any) -> Trajectories:
+        def one(run, own_prompts):
+            return policy.sample(run.params, sample_key(run), own_prompts, group_size)
+
+        return jax.vmap(one)(state.runs, per_seed(prompts))
+
+    def update(state, rewards, mask, trajectories, aux):
+        signals, chains, metrics = [], [], {}
+        for position, name in enumerate(names):
+            own = slice(position * members, (position + 1) * members)
+            inputs = (state.runs, rewards, mask, trajectories, aux)
+            run, *fields = jax.tree.map(lambda leaf: leaf[own], inputs)
+            run = dataclasses.replace(run, chain_state=state.chains[position])
+            run, signal = jax.vmap(_credit(steps[name]))(run, *fields)
+            chains.append(run.chain_state)
+            metrics[name] = signal.metrics
+            signals.append(_learnable(signal))
+        signal = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *_same_rank(signals))
+        runs, learned = jax.vmap(lambda h, run, s: learner(h).learn(run, s))(
+            flat_hyper, state.runs, signal
+        )
+        for position, name in enumerate(names):
+            own = slice(position * members, (position + 1) * members)
+            metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
+        return PopulationState(runs, tuple(chains)), metrics
+
+    return Population(names, members, init, rollout, update, per_seed)
+
+
+def _no_loss(params: Any, signal: Signal):
+    raise TypeError("this update step only credits; its loss is never called")
+
+
+def _credit(step) -> Callable[..., tuple[TrainState, Signal]]:
+    """`credit` of an update step, from the parts of a signal."""
+
+    def credit(run, rewards, mask, trajectories, aux):
+        aux = dict(aux)
+        prompt_id = aux.pop("prompt_id")
+        signal = make_signal(
+            rewards, mask, prompt_id=prompt_id, trajectories=trajectories, **aux
+        )
+        return step.credit(run, signal)
+
+    return credit
+
+
+def _learnable(signal: Signal) -> Signal:
+    """The part of a credited signal that a loss reads, alike for every arm."""
+    weights = signal.weights
+    if weights is None:
+        weights = jnp.ones(signal.rewards.shape[:3], jnp.float32)
+    kept = {k: v for k, v in signal.aux.items() if k in ("prompt_id", "reference_log_probs")}
+    return signal.replace(weights=weights, rates=None, metrics={}, aux=kept)
+
+
+def _same_rank(signals: list[Signal]) -> list[Signal]:
+    """Advantages of every arm as `[M, P, G, S]` if any arm's are dense."""
+    if all(signal.advantages.ndim == 3 for signal in signals):
+        return signals
+
+    def dense(signal: Signal) -> Signal:
+        advantages = signal.advantages
+        if advantages.ndim == 3:
+            shape = signal.trajectories.mask.shape
+            advantages = jnp.broadcast_to(advantages[..., None], shape)
+        return signal.replace(advantages=advantages)
+
+    return [dense(signal) for signal in signals]
+
+
+def _repeat(tree: Any, times: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (times,) + jnp.shape(leaf)), tree)
+
+
+def summarize(state: PopulationState, arms: tuple[str, ...]) -> dict[str, jax.Array]:
+    """Skip counters by arm: the largest run of consecutive skipped steps, int32."""
+    skipped = state.runs.skipped_in_a_row.reshape(len(arms), -1).max(axis=1)
+    return dict(zip(arms, skipped))
