@@ -17,7 +17,7 @@ def linear_log_prob(
     logit_softcap: float | None = None,
 ) -> Outputs:
     """See `api.linear_log_prob`. Works in float64 where the inputs are."""
-    accumulate = jnp.promote_types(hidden.dtype, jnp.float32)
+    accumulate = jnp.float64 if hidden.dtype == jnp.float64 else jnp.float32
     logits = jnp.dot(hidden, weight.astype(hidden.dtype), preferred_element_type=accumulate)
     if bias is not None:
         logits = logits + bias.astype(accumulate)[None, :]

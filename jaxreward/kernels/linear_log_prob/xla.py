@@ -79,10 +79,9 @@ def _block_logit_gradient(logits, targets, outputs, cotangents):
     `dlogits = g_logp (onehot - p) - g_ent p (logits - logZ + entropy) + g_logZ p`.
     """
     _, entropy, normalizer = outputs
-    g_log_prob, g_entropy, g_normalizer = (
-        jnp.where(targets >= 0, g, 0.0)[:, None] for g in cotangents
-    )
-    log_probs = logits - normalizer[:, None]
+    valid = targets[:, None] >= 0
+    g_log_prob, g_entropy, g_normalizer = (jnp.where(valid, g[:, None], 0.0) for g in cotangents)
+    log_probs = jnp.where(valid, logits - normalizer[:, None], 0.0)
     probs = jnp.exp(log_probs)
     surprise = jnp.where(probs > 0, log_probs + entropy[:, None], 0.0)
     hot = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
