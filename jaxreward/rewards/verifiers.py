@@ -1,0 +1,208 @@
+r"""Verifiers: plain functions `(response, answer) -> float | bool`.
+
+They are named by dotted path (`jaxreward.rewards.verifiers:math_verify`) and run in the
+worker processes of `jaxreward.rewards.pool`. None of them evaluates text as code in this
+library. `exact_match`, `lenient`, `exact_rational` and `closeness` are string and fraction
+arithmetic of bounded cost, safe to call anywhere; `math_verify` can hang inside a single
+integer power and must only be called in a pool's worker.
+
+Two of them err on purpose, in the two ways real checkers err: `exact_match` rejects right
+answers in another form (false negatives), `lenient` accepts wrong ones (false positives).
+
+A verifier raises ValueError where the reference answer itself is not usable: that is a
+fault of the data, so the sample is missing rather than wrong. A function may carry an
+attribute `preload`, called once when a worker starts.
+"""
+
+import functools
+import re
+from fractions import Fraction
+
+MAX_NUMBER_LENGTH = 256
+"""Longest text, in characters, that is read as a number."""
+MAX_EXPONENT = 400
+"""Largest power of ten, in absolute value, that is read in scientific notation."""
+
+_UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
+_DECIMAL = re.compile(rf"([+-]?)\s*({_UNSIGNED})(?:[eE]([+-]?[0-9]{{1,4}}))?")
+_BRACE = re.compile(r"\\boxed\{|[{}]")
+_LATEX_FRACTION = re.compile(r"([+-]?)\s*\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_ANY_NUMBER = re.compile(
+    rf"[+-]?(?:{_UNSIGNED})(?:[eE][+-]?[0-9]{{1,4}})?"
+    rf"(?:\s*/\s*[+-]?(?:{_UNSIGNED}))?"
+)
+
+
+def final_answer(response: str) -> str:
+    r"""The content of the last closed `\boxed{...}`, else the whole response; stripped."""
+    opened, found = [], (-1, 0)  # one pass: hostile text may hold thousands of open boxes
+    for brace in _BRACE.finditer(response):
+        if brace.group() != "}":
+            opened.append(brace.end() if len(brace.group()) > 1 else -1)
+        elif opened:
+            found = max(found, (opened.pop(), brace.start()))
+    start, end = found
+    return (response if start < 0 else response[start:end]).strip()
+
+
+def parse_number(text: str) -> Fraction | None:
+    r"""The exact value of a text that is one number and nothing else.
+
+    Reads integers, decimals, scientific notation, fractions `a/b` and `\frac{a}{b}` of
+    those, signs (also U+2212), thousands separators, surrounding spaces and `$`. Nothing is
+    evaluated: the only arithmetic is building fractions of bounded size.
+
+    Returns:
+      The value, or None if `text` is not such a number, divides by zero, is longer than
+      `MAX_NUMBER_LENGTH` or has an exponent beyond `MAX_EXPONENT`.
+    """
+    if len(text) > MAX_NUMBER_LENGTH:
+        return None
+    text = text.strip().strip("$").strip().replace("\u2212", "-")
+    latex = _LATEX_FRACTION.fullmatch(text)
+    if latex:
+        sign, parts = latex.group(1), latex.groups()[1:]
+    else:
+        sign, parts = "", tuple(text.split("/"))
+    values = [_parse_decimal(part) for part in parts]
+    if len(values) > 2 or None in values or (len(values) == 2 and values[1] == 0):
+        return None
+    value = values[0] if len(values) == 1 else values[0] / values[1]
+    return -value if sign == "-" else value
+
+
+def _parse_decimal(text: str) -> Fraction | None:
+    match = _DECIMAL.fullmatch(text.strip())
+    if match is None:
+        return None
+    sign, digits, exponent = match.group(1), match.group(2), int(match.group(3) or 0)
+    if abs(exponent) > MAX_EXPONENT:
+        return None
+    whole, _, decimals = digits.replace(",", "").partition(".")
+    value = Fraction(int(whole + decimals or "0"), 10 ** len(decimals))
+    value *= Fraction(10) ** exponent
+    return -value if sign == "-" else value
+
+
+def find_number(response: str) -> Fraction | None:
+    """The number a response gives: its final answer, else the last number written in it.
+
+    Only the last `MAX_NUMBER_LENGTH` characters of the final answer are searched.
+    """
+    text = final_answer(response)
+    number = parse_number(text)
+    if number is not None:
+        return number
+    tail = text[-MAX_NUMBER_LENGTH:].replace("\u2212", "-")
+    found = _ANY_NUMBER.findall(tail)
+    return parse_number(found[-1]) if found else None
+
+
+def exact_match(response: str, answer: str) -> bool:
+    """Whether the final answer is the reference, character by character.
+
+    Rejects every right answer written otherwise (`12/36` or `0.5` for `1/3`, `1/2`).
+    """
+    return final_answer(response) == answer.strip()
+
+
+def lenient(response: str, answer: str) -> bool:
+    """Whether the reference occurs anywhere in the response.
+
+    Fooled by longer numbers (`1/36` for `1/3`), by hedging (`12 or 13`) and by listing
+    numbers.
+
+    Raises:
+      ValueError: the reference is empty.
+    """
+    answer = answer.strip()
+    if not answer:
+        raise ValueError("answer is empty; allowed is a non-empty text")
+    return answer in response
+
+
+def exact_rational(response: str, answer: str) -> bool:
+    """Whether the final answer is a number equal to the reference in exact arithmetic.
+
+    Any form that `parse_number` reads counts (`12/36`, `0.5`, `5e-1`); 0.333 is not 1/3.
+
+    Raises:
+      ValueError: the reference is not a number.
+    """
+    return parse_number(final_answer(response)) == _reference(answer)
+
+
+def continuous_reward(value: Fraction | float | int, reference: Fraction | float | int) -> float:
+    """Reward in [0, 1] for how close `value` is to `reference`.
+
+    r = 1 - 0.5 min(|a - b|, 1) - 0.5 min(|a - b| / (|b| + 1e-6), 1), with a the value and b
+    the reference (arXiv 2507.10532, continuous reward). Computed in exact arithmetic, so
+    that no finite input overflows.
+
+    Raises:
+      ValueError: `value` or `reference` is not finite.
+    """
+    try:
+        a, b = Fraction(value), Fraction(reference)
+    except OverflowError as error:
+        raise ValueError(f"value = {value}, reference = {reference}; not finite") from error
+    gap = abs(a - b)
+    absolute, relative = min(gap, 1), min(gap / (abs(b) + Fraction(1, 10**6)), 1)
+    return 1.0 - 0.5 * float(absolute) - 0.5 * float(relative)
+
+
+def closeness(response: str, answer: str) -> float:
+    """`continuous_reward` of the number the response gives; 0 where it gives none.
+
+    Raises:
+      ValueError: the reference is not a number.
+    """
+    value, reference = find_number(response), _reference(answer)
+    return 0.0 if value is None else continuous_reward(value, reference)
+
+
+def _reference(answer: str) -> Fraction:
+    value = parse_number(answer)
+    if value is None:
+        raise ValueError(f"answer = '{answer[:80]}'; allowed is one number")
+    return value
+
+
+def math_verify(response: str, answer: str) -> bool:
+    r"""Verdict of the Math-Verify library on LaTeX, plain expressions and numbers.
+
+    Both texts are read with the library's LaTeX extraction, `\boxed{...}` first, and its
+    plain-expression extraction, so that bare answers such as `12/36` are parsed; floats are
+    compared to six decimals. The library's own time limit is off: it works in main threads
+    only and does not stop a power tower, so call this in a pool's worker.
+
+    Raises:
+      ValueError: the library reads nothing in the reference.
+    """
+    import math_verify as library  # heavy, and needed in workers only
+
+    gold, found = _parsed(answer), _parsed(response)
+    if not gold:
+        raise ValueError(f"answer = '{answer[:80]}'; math-verify reads nothing in it")
+    return library.verify(
+        gold, found, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None
+    )
+
+
+def _parsed(text: str) -> list:
+    """What Math-Verify reads in `text`; remembered where short, as a group shares answers."""
+    return list((_parse_once if len(text) <= MAX_NUMBER_LENGTH else _parse)(text))
+
+
+def _parse(text: str) -> list:
+    import math_verify as library
+
+    extraction = (
+        library.LatexExtractionConfig(boxed_match_priority=0),
+        library.ExprExtractionConfig(),
+    )
+    return library.parse(text, extraction, parsing_timeout=None)
+
+
+_parse_once = functools.lru_cache(maxsize=4096)(_parse)
+math_verify.preload = lambda: math_verify("\\boxed{\\frac{1}{2}}", "0.5")
