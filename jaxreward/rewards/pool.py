@@ -82,20 +82,7 @@ def open_pool(
     Raises:
       ValueError: an argument outside its range, or a verifier that cannot be imported.
     """
-    _check_positive(
-        workers=workers,
-        timeout_s=timeout_s,
-        batch_timeout_s=batch_timeout_s,
-        recycle_after=recycle_after,
-        max_length=max_length,
-        memory_limit_mb=memory_limit_mb,
-    )
-    if cache_size < 0:
-        raise ValueError(f"cache_size = {cache_size}; allowed is >= 0")
     low, high = allowed_range or (-math.inf, math.inf)
-    if not low <= high:
-        raise ValueError(f"allowed_range = {allowed_range}; allowed is (low, high), low <= high")
-    _check_paths(verifiers)
     settings = Settings(
         verifiers=dict(verifiers),
         workers=workers,
@@ -106,15 +93,25 @@ def open_pool(
         low=low,
         high=high,
         max_length=max_length,
-        memory_limit=(memory_limit_mb or 0) * 2**20,
+        memory_limit_mb=memory_limit_mb,
     )
+    _check(settings)
+    _check_paths(verifiers)
     return VerifierPool(settings)
 
 
-def _check_positive(**limits: float | int | None) -> None:
-    for name, limit in limits.items():
+def _check(settings: Settings) -> None:
+    for name in ("workers", "timeout_s", "recycle_after", "max_length", "memory_limit_mb"):
+        limit = getattr(settings, name)
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"{name} = {limit}; allowed is > 0 and finite")
+    if not settings.batch_timeout_s > 0:
+        raise ValueError(f"batch_timeout_s = {settings.batch_timeout_s}; allowed is > 0 or None")
+    if settings.cache_size < 0:
+        raise ValueError(f"cache_size = {settings.cache_size}; allowed is >= 0")
+    if not settings.low <= settings.high:
+        bounds = (settings.low, settings.high)
+        raise ValueError(f"allowed_range = {bounds}; allowed is (low, high), low <= high")
 
 
 def _check_paths(verifiers: Mapping[str, str]) -> None:

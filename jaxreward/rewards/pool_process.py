@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Settings(NamedTuple):
-    """The arguments of `pool.open_pool`, checked; `memory_limit` in bytes, 0 for none."""
+    """The arguments of `pool.open_pool`, checked; `low` and `high` bound a reward."""
 
     verifiers: dict[str, str]
     workers: int
@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     low: float
     high: float
     max_length: int
-    memory_limit: int
+    memory_limit_mb: int | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,7 +105,7 @@ def start(settings: Settings) -> Worker:
     setup = {
         "sys_path": [entry or os.getcwd() for entry in sys.path],
         "verifiers": settings.verifiers,
-        "memory_limit": settings.memory_limit,
+        "memory_limit_mb": settings.memory_limit_mb,
     }
     _send(worker, setup)
     return worker

@@ -4,7 +4,7 @@ Started by path (`python -P pool_worker.py SOCKET LIFELINE`), it imports only th
 library and the verifiers it is told to; no jax. Both directions speak JSON lines: texts
 travel as data, and nothing a worker sends is unpickled by the trainer.
 
-    trainer -> worker   {"sys_path", "verifiers", "memory_limit"}, once
+    trainer -> worker   {"sys_path", "verifiers", "memory_limit_mb"}, once
     worker -> trainer   {"ready": true} or {"broken": text}, once
     trainer -> worker   [[index, verifier, response, answer], ...], a chunk
     worker -> trainer   [index, value or null, cause, detail], one line per sample
@@ -58,9 +58,9 @@ def _set_up(settings: dict) -> dict:
     """Limits the process, imports the verifiers and calls their `preload`."""
     sys.path[:] = settings["sys_path"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if settings["memory_limit"]:
+    if settings["memory_limit_mb"]:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_limit"], hard))
+        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_limit_mb"] << 20, hard))
     verifiers = {name: resolve(path) for name, path in settings["verifiers"].items()}
     for verifier in verifiers.values():
         getattr(verifier, "preload", lambda: None)()
