@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxreward.pytree import pytree_dataclass
@@ -49,6 +50,7 @@ class Population(NamedTuple):
         a pytree with leading axes `[seeds, P]`.
       update: `(state, rewards, mask, trajectories, aux) -> (state, metrics)`, all with leading
         axis `[A * M]`; metrics are `{arm: {name: [M]}}`.
+      seed_of_run: numpy int32 `[A * M]`, the index of each run's seed.
       per_seed: `(tree [seeds, ...]) -> tree [A * M, ...]`.
     """
 
@@ -57,6 +59,7 @@ class Population(NamedTuple):
     init: Callable[[jax.Array, Any], PopulationState]
     rollout: Callable[[PopulationState, Any], Trajectories]
     update: Callable[..., tuple[PopulationState, dict[str, dict[str, jax.Array]]]]
+    seed_of_run: np.ndarray
     per_seed: Callable[[Any], Any]
 
 
@@ -66,7 +69,7 @@ def make_population(
     make_loss: Callable[[Hyper], LossFn],
     make_optimizer: Callable[[Hyper], optax.GradientTransformation],
     hyper: Hyper,
-    seed_index: jax.Array,
+    seed_index: np.ndarray,
     *,
     group_size: int,
     first_seed: int = 0,
@@ -89,7 +92,7 @@ def make_population(
     """
     names, members = tuple(arms), int(seed_index.shape[0])
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
-    flat_seeds = jnp.tile(seed_index, len(names))
+    flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
     steps = {
         name: make_update_step(_no_loss, transform, optax.identity())
         for name, transform in arms.items()
@@ -109,7 +112,7 @@ def make_population(
             run_key = jax.random.fold_in(key, seed + first_seed)
             return dataclasses.replace(learner(run_hyper).init(run_key, params), chain_state=())
 
-        runs = jax.vmap(one)(flat_hyper, flat_seeds)
+        runs = jax.vmap(one)(flat_hyper, jnp.asarray(flat_seeds))
         chains = tuple(_repeat(arms[name].init(), members) for name in names)
         return PopulationState(runs, chains)
 
@@ -142,7 +145,7 @@ def make_population(
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
         return PopulationState(runs, tuple(chains)), metrics
 
-    return Population(names, members, init, rollout, update, per_seed)
+    return Population(names, members, init, rollout, update, flat_seeds, per_seed)
 
 
 def _no_loss(params: Any, signal: Signal):
@@ -191,7 +194,8 @@ def _repeat(tree: Any, times: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (times,) + jnp.shape(leaf)), tree)
 
 
-def summarize(state: PopulationState, arms: tuple[str, ...]) -> dict[str, jax.Array]:
-    """Skip counters by arm: the largest run of consecutive skipped steps, int32."""
-    skipped = state.runs.skipped_in_a_row.reshape(len(arms), -1).max(axis=1)
-    return dict(zip(arms, skipped))
+
+def skipped_in_a_row(state: PopulationState, arms: tuple[str, ...]) -> dict[str, jax.Array]:
+    """By arm, the longest current run of skipped steps of any of its members, int32."""
+    longest = state.runs.skipped_in_a_row.reshape(len(arms), -1).max(axis=1)
+    return dict(zip(arms, longest))

@@ -1,0 +1,39 @@
+"""Language policies learn from a verifier: arms x seeds, tuned and untuned, in one run.
+
+`python -m experiments.rlvr --config=configs/<method>.py[:variant] --workdir=DIR`
+
+1. Warm start: one supervised policy, the start and the KL reference of every run.
+2. Tune: every arm over the same grid of `config.tune`, on seeds of its own.
+3. Compare: every arm at `config.hyper` (setting `equal`) and at its own best (`tuned`), on
+   the reported seeds, all runs in one program.
+4. Report: `summary.json`, `report.png` and two tables.
+
+The stages checkpoint in `tune/` and `compare/`; the same command continues where the last one
+stopped.
+"""
+
+import ml_collections
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Runs all stages. `config` has passed `rlvr_config.validate`."""
+    from experiments import arms as arms_lib  # heavy imports only once the config is good
+    from experiments import rlvr_problem, rlvr_report, rlvr_stages
+
+    arms = arms_lib.build_arms(config)
+    problem = rlvr_problem.load_problem(config, workdir)
+    start = rlvr_problem.warm_start(config, problem)
+    with rlvr_problem.open_verification(config, problem) as verification:
+        context = rlvr_stages.Context(config, problem, arms, verification, start, workdir)
+        tuning = rlvr_stages.tuning_stage(config, len(arms))
+        accuracy = rlvr_stages.train(context, tuning)["eval/true_accuracy"]
+        tuned = rlvr_stages.best_by_arm(tuning, accuracy)
+        stage = rlvr_stages.comparison_stage(config, len(arms), tuned)
+        final = rlvr_stages.train(context, stage)
+    rlvr_report.write(context, stage, final)
+
+
+if __name__ == "__main__":
+    from experiments import cli, rlvr_config
+
+    cli.main(run, validate=rlvr_config.validate)

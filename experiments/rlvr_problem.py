@@ -1,0 +1,115 @@
+"""What an rlvr run is about: the data, the policy, the verifier, the warm start."""
+
+import contextlib
+import pathlib
+from typing import Any, Iterator, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from experiments.verification import Verification
+from jaxreward.losses import supervised
+from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.policies import language
+from jaxreward.tasks import datasets, pipeline, tokenizer
+from jaxreward.training.config import build
+from jaxreward.types import Policy
+
+
+class Problem(NamedTuple):
+    """The task and the policy.
+
+    Attributes:
+      train: rows of the training split, see `pipeline.encode_examples`.
+      held_out: rows of the first `config.evaluation.prompts` validation prompts.
+      prompt_types: names behind `prompt_type`.
+      tokenizer: of all texts.
+      network: the policy's network.
+      policy: samples at `config.sampler`.
+      fingerprint: of the data.
+    """
+
+    train: pipeline.Batch
+    held_out: pipeline.Batch
+    prompt_types: tuple[str, ...]
+    tokenizer: tokenizer.Tokenizer
+    network: TransformerConfig
+    policy: Policy
+    fingerprint: str
+
+
+def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
+    """Prepares the data under the workdir and builds the policy."""
+    data_dir = pathlib.Path(workdir) / config.task.data_dir
+    dataset = datasets.prepare(config.task.dataset, data_dir)
+    chars = tokenizer.make_tokenizer(tokenizer.ARITHMETIC_ALPHABET)
+    splits = pipeline.load_arrays(dataset, chars)
+    held_out = splits["validation"]
+    count = min(config.evaluation.prompts, len(held_out["prompt_id"]))
+    network = TransformerConfig(vocab_size=chars.vocab_size, **config.model.to_dict())
+    policy = language.language_policy(
+        network,
+        max_new_tokens=config.sampler.max_new_tokens,
+        stop_tokens=(tokenizer.EOS,),
+        pad_token=tokenizer.PAD,
+        temperature=config.sampler.temperature,
+        top_k=config.sampler.top_k,
+        top_p=config.sampler.top_p,
+    )
+    return Problem(
+        train=splits["train"],
+        held_out=pipeline.take(held_out, np.arange(count)),
+        prompt_types=dataset.prompt_types,
+        tokenizer=chars,
+        network=network,
+        policy=policy,
+        fingerprint=dataset.fingerprint,
+    )
+
+
+@contextlib.contextmanager
+def open_verification(
+    config: ml_collections.ConfigDict, problem: Problem
+) -> Iterator[Verification]:
+    """The verifier of `config.verifier`; owns its worker processes."""
+    with build(config.verifier, tokenizer=problem.tokenizer) as verification:
+        yield verification
+
+
+def warm_start(config: ml_collections.ConfigDict, problem: Problem) -> Any:
+    """Supervised parameters: the start and the KL reference of every run.
+
+    The whole stage is one jitted scan of seconds, so it is repeated rather than restored
+    when a run resumes; the same config gives the same bits.
+    """
+    settings = config.warm_start
+    key = jax.random.fold_in(jax.random.key(config.seed), _WARM_START)
+    rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.train))
+    count = problem.train["prompt_id"].shape[0]
+    batch_size = min(settings.batch_size, count)
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
+    optimizer = optax.adam(schedule)
+    loss_fn = supervised.supervised_loss(problem.network)
+
+    def body(carry, step):
+        params, opt_state = carry
+        indices = pipeline.batch_indices(key, step, count, batch_size)
+        batch = jax.tree.map(lambda leaf: leaf[indices], rows)
+        (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    @jax.jit
+    def run():
+        params = problem.policy.init(key)
+        start = (params, optimizer.init(params))
+        (params, _), losses = jax.lax.scan(body, start, jnp.arange(settings.steps))
+        return params, losses
+
+    return run()[0]
+
+
+_WARM_START = 1 << 20  # far from the steps that other keys are folded with

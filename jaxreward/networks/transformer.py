@@ -1,0 +1,322 @@
+"""A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+One parameter leaf stands for one tensor of a Llama-, Qwen2- or Qwen3-style checkpoint. The
+network never repeats a prompt for its group: responses `[P, G, S]` attend to the keys and
+values of their prompt `[P, L]` and to their own. Three entries share all layers:
+
+* `encode`: the prompts, once, to hidden states and a cache;
+* `extend`: whole responses given the prompts' cache (scoring);
+* `decode`: one token of every response given both caches (sampling).
+
+Logits are never formed here: `head_weight` and the hidden states go to
+`policies.language`, where log-probabilities are.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxreward.networks import rotary
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and variants.
+
+    Attributes:
+      vocab_size: `V`.
+      width: `D`.
+      layers: number of blocks.
+      heads: query heads `H`.
+      kv_heads: key and value heads; divides `heads`.
+      intermediate: width inside the SwiGLU.
+      head_dim: of one head; 0 means `width // heads`.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: None, or `rotary.Llama3Scaling`.
+      norm_epsilon: added to the mean square in RMSNorm.
+      qkv_bias: biases on query, key and value (Qwen2).
+      qk_norm: RMSNorm of each query and key head (Qwen3).
+      tie_embeddings: the head is the transposed embedding.
+      dtype: of activations; parameters are cast to it where they are used.
+      param_dtype: of parameters at initialisation.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    head_dim: int = 0
+    rope_theta: float = 10_000.0
+    rope_scaling: rotary.Llama3Scaling | None = None
+    norm_epsilon: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "intermediate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; allowed is >= 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads = {self.kv_heads}; allowed are divisors of {self.heads}")
+        if not self.head_dim and self.width % self.heads:
+            raise ValueError(f"heads = {self.heads}; allowed are divisors of width = {self.width}")
+        if self.size_per_head % 2:
+            raise ValueError(f"head_dim = {self.size_per_head}; allowed is an even number")
+
+    @property
+    def size_per_head(self) -> int:
+        """`head_dim`, resolved."""
+        return self.head_dim or self.width // self.heads
+
+
+class KeyValues(NamedTuple):
+    """Keys (rotated) and values of one layer, `[..., kv_heads, T, head_dim]`."""
+
+    keys: Array
+    values: Array
+
+
+class Segment(NamedTuple):
+    """Keys that queries may attend to, and which: mask True where visible.
+
+    A prompt's segment holds `[P, K, L, d]` and mask `[P, L]`, for every sample of its group;
+    a response's own segment `[P, G, K, T, d]` and a mask that broadcasts to `[P, G, S, T]`.
+    """
+
+    cache: KeyValues
+    mask: Array
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * scale`, computed in float32."""
+
+    epsilon: float
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (normed * scale).astype(x.dtype)
+
+
+def _dense(config: TransformerConfig, features: int, use_bias: bool = False) -> nn.Dense:
+    return nn.Dense(
+        features, use_bias=use_bias, dtype=config.dtype, param_dtype=config.param_dtype
+    )
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of responses to a shared prefix and to themselves."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c, d = self.config, self.config.size_per_head
+        self.q_proj = _dense(c, c.heads * d, c.qkv_bias)
+        self.k_proj = _dense(c, c.kv_heads * d, c.qkv_bias)
+        self.v_proj = _dense(c, c.kv_heads * d, c.qkv_bias)
+        self.o_proj = _dense(c, c.width)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(c.norm_epsilon, c.param_dtype)
+            self.k_norm = RMSNorm(c.norm_epsilon, c.param_dtype)
+
+    def project(self, x: Array, angles: rotary.Angles) -> tuple[Array, KeyValues]:
+        """Rotated, scaled queries `[P, G, H, S, d]` and the keys and values of `x`."""
+        c = self.config
+        split = x.shape[:-1] + (-1, c.size_per_head)
+        q, k, v = (p(x).reshape(split) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        scale = jnp.asarray(c.size_per_head**-0.5, q.dtype)
+        q, k = rotary.rotate(q, angles) * scale, rotary.rotate(k, angles)
+        q, k, v = (jnp.swapaxes(a, -2, -3) for a in (q, k, v))
+        return q, KeyValues(k, v)
+
+    def attend(self, queries: Array, shared: Segment | None, own: Segment) -> Array:
+        """Output `[P, G, S, D]` of queries `[P, G, H, S, d]`."""
+        kv_heads, steps = self.config.kv_heads, queries.shape[3]
+        grouped = queries.shape[:2] + (kv_heads, -1, queries.shape[-1])
+        apply = _attend_apart if shared is not None and steps == 1 else _attend_together
+        out = apply(queries.reshape(grouped), shared, own, steps)
+        out = jnp.swapaxes(out.reshape(queries.shape), 2, 3)
+        return self.o_proj(out.reshape(out.shape[:3] + (-1,)))
+
+
+def _attend_together(q: Array, shared: Segment | None, own: Segment, steps: int) -> Array:
+    """Attention of whole responses: prompt and own keys side by side, one softmax."""
+    mask = own.mask.reshape((1,) * (4 - own.mask.ndim) + own.mask.shape)
+    cache = own.cache
+    if shared is not None:
+        seen = jnp.broadcast_to(
+            shared.mask[:, None, None, :], shared.mask.shape[:1] + (1, steps) + shared.mask.shape[1:]
+        )
+        mask = jnp.broadcast_to(mask, seen.shape[:1] + (1,) + mask.shape[2:])
+        mask = jnp.concatenate([seen, mask], axis=-1)
+        cache = jax.tree.map(_side_by_side, shared.cache, cache)
+    scores = jnp.einsum("pgkmd,pgktd->pgkmt", q, cache.keys, preferred_element_type=jnp.float32)
+    scores = scores.reshape(scores.shape[:3] + (-1, steps, scores.shape[-1]))
+    scores = jnp.where(mask[:, :, None, None], scores, _MASKED)
+    probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(q.shape[:4] + (-1,))
+    return jnp.einsum("pgkmt,pgktd->pgkmd", probs, cache.values)
+
+
+def _side_by_side(shared: Array, own: Array) -> Array:
+    """A prompt's keys repeated for its group, then each response's own, along time."""
+    shape = own.shape[:3] + shared.shape[2:]
+    return jnp.concatenate([jnp.broadcast_to(shared[:, None], shape), own], axis=3)
+
+
+def _attend_apart(q: Array, shared: Segment, own: Segment, steps: int) -> Array:
+    """Attention of one token: the prompt's keys are read once for the whole group."""
+    del steps
+    wide = dict(preferred_element_type=jnp.float32)
+    mine = jnp.einsum("pgkhd,pgktd->pgkht", q, own.cache.keys, **wide)
+    theirs = jnp.einsum("pgkhd,pktd->pgkht", q, shared.cache.keys, **wide)
+    mask = own.mask.reshape((1,) * (4 - own.mask.ndim) + own.mask.shape)
+    mine = jnp.where(mask[:, :, None], mine, _MASKED)
+    theirs = jnp.where(shared.mask[:, None, None, None, :], theirs, _MASKED)
+    top = jnp.maximum(jnp.max(mine, -1, keepdims=True), jnp.max(theirs, -1, keepdims=True))
+    mine, theirs = jnp.exp(mine - top), jnp.exp(theirs - top)
+    total = jnp.sum(mine, -1, keepdims=True) + jnp.sum(theirs, -1, keepdims=True)
+    mine, theirs = ((weights / total).astype(q.dtype) for weights in (mine, theirs))
+    out = jnp.einsum("pgkht,pgktd->pgkhd", mine, own.cache.values)
+    return out + jnp.einsum("pgkht,pktd->pgkhd", theirs, shared.cache.values)
+
+
+_MASKED = -1e30  # finite, so that a row without visible keys has no NaN
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each after a norm and added to the stream."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.input_norm = RMSNorm(c.norm_epsilon, c.param_dtype)
+        self.attention = Attention(c)
+        self.post_norm = RMSNorm(c.norm_epsilon, c.param_dtype)
+        self.gate_proj = _dense(c, c.intermediate)
+        self.up_proj = _dense(c, c.intermediate)
+        self.down_proj = _dense(c, c.width)
+
+    def project(self, x: Array, angles: rotary.Angles) -> tuple[Array, KeyValues]:
+        """See `Attention.project`; normalises first."""
+        return self.attention.project(self.input_norm(x), angles)
+
+    def finish(self, x: Array, queries: Array, shared: Segment | None, own: Segment) -> Array:
+        """The block's output given its projections and the keys they may attend to."""
+        x = x + self.attention.attend(queries, shared, own)
+        y = self.post_norm(x)
+        return x + self.down_proj(nn.silu(self.gate_proj(y)) * self.up_proj(y))
+
+
+class Transformer(nn.Module):
+    """See the module docstring."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.width, dtype=c.dtype, param_dtype=c.param_dtype)
+        self.blocks = [Block(c) for _ in range(c.layers)]
+        self.final_norm = RMSNorm(c.norm_epsilon, c.param_dtype)
+        if not c.tie_embeddings:
+            init = nn.initializers.normal(c.width**-0.5)
+            self.head = self.param("head", init, (c.width, c.vocab_size), c.param_dtype)
+
+    def head_weight(self) -> Float[Array, "D V"]:
+        """The output matrix."""
+        return self.embed.embedding.T if self.config.tie_embeddings else self.head
+
+    def encode(
+        self, tokens: Int[Array, "P L"], lengths: Int[Array, "P"]
+    ) -> tuple[Float[Array, "P L D"], tuple[KeyValues, ...]]:
+        """Hidden states and cache of right-padded prompts."""
+        length = tokens.shape[1]
+        positions = jnp.arange(length, dtype=jnp.int32)
+        angles = self._angles(positions[None, None, :])
+        causal = positions[:, None] >= positions[None, :]
+        valid = positions[None, :] < lengths[:, None]
+        mask = causal[None, None] & valid[:, None, None, :]
+        x, caches = self.embed(tokens)[:, None], []
+        for block in self.blocks:
+            queries, own = block.project(x, angles)
+            x = block.finish(x, queries, None, Segment(own, mask))
+            caches.append(KeyValues(own.keys[:, 0], own.values[:, 0]))
+        return self.final_norm(x)[:, 0], tuple(caches)
+
+    def extend(
+        self,
+        tokens: Int[Array, "P G S"],
+        lengths: Int[Array, "P"],
+        prefix: tuple[KeyValues, ...],
+    ) -> Float[Array, "P G S D"]:
+        """Hidden states of whole responses that follow encoded prompts."""
+        steps = jnp.arange(tokens.shape[2], dtype=jnp.int32)
+        angles = self._angles((lengths[:, None] + steps[None, :])[:, None, :])
+        causal = steps[:, None] >= steps[None, :]
+        x = self.embed(tokens)
+        for block, cache in zip(self.blocks, prefix):
+            queries, own = block.project(x, angles)
+            x = block.finish(x, queries, self._shared(cache, lengths), Segment(own, causal))
+        return self.final_norm(x)
+
+    def decode(
+        self,
+        tokens: Int[Array, "P G"],
+        step: Int[Array, ""],
+        lengths: Int[Array, "P"],
+        prefix: tuple[KeyValues, ...],
+        own: tuple[KeyValues, ...],
+    ) -> tuple[Float[Array, "P G D"], tuple[KeyValues, ...]]:
+        """Hidden state after response token number `step`, and the caches with it written.
+
+        Args:
+          tokens: the response token at `step`.
+          step: its position in the response, the same for all samples.
+          lengths: of the prompts.
+          prefix: cache of the prompts.
+          own: caches `[P, G, K, S, d]` of the responses, filled below `step`.
+        """
+        angles = self._angles((lengths + step)[:, None, None])
+        x, written = self.embed(tokens)[:, :, None], []
+        visible = jnp.arange(own[0].keys.shape[3], dtype=jnp.int32)[None, :] <= step
+        for block, cache, past in zip(self.blocks, prefix, own):
+            queries, new = block.project(x, angles)
+            past = jax.tree.map(
+                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, step, axis=3), past, new
+            )
+            written.append(past)
+            x = block.finish(x, queries, self._shared(cache, lengths), Segment(past, visible))
+        return self.final_norm(x)[:, :, 0], tuple(written)
+
+    def _angles(self, positions: Int[Array, "*shape"]) -> rotary.Angles:
+        c = self.config
+        return rotary.angles(positions, c.size_per_head, c.rope_theta, c.rope_scaling)
+
+    def _shared(self, cache: KeyValues, lengths: Int[Array, "P"]) -> Segment:
+        slots = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)
+        return Segment(cache, slots[None, :] < lengths[:, None])
+
+
+def empty_cache(
+    config: TransformerConfig, prompts: int, group_size: int, steps: int
+) -> tuple[KeyValues, ...]:
+    """Zeroed response caches, one per layer."""
+    shape = (prompts, group_size, config.kv_heads, steps, config.size_per_head)
+    zeros = jnp.zeros(shape, config.dtype)
+    return tuple(KeyValues(zeros, zeros) for _ in range(config.layers))

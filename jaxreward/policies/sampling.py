@@ -1,0 +1,68 @@
+"""From logits to a token: temperature, top-k and top-p, and the log-probability they give."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+GREEDY = 0.0
+"""The temperature that stands for the most probable token."""
+
+
+def processed_log_probs(
+    logits: Float[Array, "*batch V"], *, temperature=1.0, top_k: int = 0, top_p: float = 1.0
+) -> Float[Array, "*batch V"]:
+    """Log-probabilities of the distribution that is sampled from; -inf where filtered out.
+
+    Temperature first, then top-k, then top-p over what is left, each renormalised.
+
+    Args:
+      logits: float32.
+      temperature: > 0; may be traced.
+      top_k: keep the `top_k` most probable tokens (ties at the border are kept); 0 keeps all.
+      top_p: keep the fewest most probable tokens whose probabilities sum to `top_p`, at least
+        one; 1 keeps all.
+    """
+    log_probs = jax.nn.log_softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
+    if top_k:
+        border = jax.lax.top_k(log_probs, min(top_k, logits.shape[-1]))[0][..., -1:]
+        log_probs = _keep(log_probs, log_probs >= border)
+    if top_p < 1.0:
+        ordered = -jnp.sort(-log_probs, axis=-1)
+        before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
+        inside = jnp.where(before < top_p, ordered, jnp.inf)
+        log_probs = _keep(log_probs, log_probs >= jnp.min(inside, axis=-1, keepdims=True))
+    return log_probs
+
+
+def _keep(log_probs: Array, kept: Array) -> Array:
+    return jax.nn.log_softmax(jnp.where(kept, log_probs, -jnp.inf), axis=-1)
+
+
+def sample(
+    key: jax.Array, log_probs: Float[Array, "*batch V"]
+) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+    """A token of each row, int32, and its log-probability (Gumbel maximum)."""
+    noise = jax.random.gumbel(key, log_probs.shape, log_probs.dtype)
+    return _pick(log_probs, jnp.argmax(log_probs + noise, axis=-1))
+
+
+def most_probable(
+    log_probs: Float[Array, "*batch V"],
+) -> tuple[Int[Array, "*batch"], Float[Array, "*batch"]]:
+    """The first most probable token of each row, int32, and its log-probability."""
+    return _pick(log_probs, jnp.argmax(log_probs, axis=-1))
+
+
+def _pick(log_probs: Array, tokens: Array) -> tuple[Array, Array]:
+    picked = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+    return tokens.astype(jnp.int32), picked
+
+
+def check(temperature, top_k: int, top_p: float) -> None:
+    """Raises ValueError for sampling settings that mean nothing."""
+    if isinstance(temperature, (int, float)) and not temperature >= 0:
+        raise ValueError(f"temperature = {temperature}; allowed is > 0, or 0 for greedy")
+    if top_k < 0:
+        raise ValueError(f"top_k = {top_k}; allowed is >= 1, or 0 for no filter")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p = {top_p}; allowed is (0, 1]")

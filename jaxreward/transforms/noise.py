@@ -1,0 +1,201 @@
+"""Channels that corrupt rewards: what an imperfect verifier does, simulated.
+
+Every noise keeps the clean rewards in `aux["true_rewards"]` (NaN where missing) unless they
+are there already. Draws are a function of the key and the prompt's id, not of where the
+prompt stands in the batch or on which device. A missing reward stays missing.
+"""
+
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from jaxreward.channel import Channel, check_rate
+from jaxreward.transforms import sources
+from jaxreward.transforms.base import RewardTransform, Spec, stateless
+from jaxreward.transforms.checks import Number, check_choice, check_number
+from jaxreward.transforms.sources import ChannelSource
+from jaxreward.types import Signal
+
+FIXED_BY = ("draw", "prompt", "output")
+
+
+def class_conditional(
+    source: ChannelSource, *, fixed_by: str = "draw", seed: int = 0
+) -> RewardTransform:
+    """Flips binary rewards through a channel: P(flip) depends on the true reward.
+
+    Args:
+      source: the rates, global, by prompt or by sample (instance-dependent noise).
+      fixed_by: what a flip is decided by. "draw": afresh for every sample. "prompt": once per
+        prompt and seed, so a wrong label stays wrong for all samples and steps. "output": by
+        a hash of prompt, seed and `aux["output_id"]`, so the same response always gets the
+        same verdict.
+      seed: of "prompt" and "output".
+
+    Raises:
+      ValueError: unknown `fixed_by`.
+    """
+    check_choice("fixed_by", fixed_by, FIXED_BY)
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        uniform = _uniform(key, signal, fixed_by, seed)
+        channel = source.read(signal).expand(signal.rewards.ndim)
+        positive = jnp.where(
+            signal.rewards > 0.5, 1.0 - channel.false_negative, channel.false_positive
+        )
+        observed = (uniform < positive).astype(jnp.float32)
+        return _observe(signal, observed)
+
+    reads = source.reads + (("aux/output_id",) if fixed_by == "output" else ())
+    return stateless(update, _spec("class_conditional", reads))
+
+
+def symmetric(rate: Number, *, fixed_by: str = "draw", seed: int = 0) -> RewardTransform:
+    """Flips binary rewards with one probability: `class_conditional` with equal rates."""
+    return class_conditional(sources.constant(rate, rate), fixed_by=fixed_by, seed=seed)
+
+
+def levels(channel: Channel, values: Sequence[float]) -> RewardTransform:
+    """Passes graded rewards through a channel of `M` levels (arXiv 1810.01032).
+
+    Args:
+      channel: `M` levels, global or per prompt.
+      values: the reward of each level; a reward counts as the nearest of them.
+    """
+    table = jnp.asarray(values, jnp.float32)
+    if table.shape != (channel.levels,):
+        raise ValueError(f"values has {table.shape[0]} entries; allowed are {channel.levels}")
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        distance = jnp.abs(signal.rewards[..., None] - _last_axis(table, signal.rewards.ndim))
+        level = jnp.argmin(distance, axis=-1)
+        matrix = channel.expand(signal.rewards.ndim).matrix
+        shape = signal.rewards.shape + matrix.shape[-2:]
+        rows = jnp.take_along_axis(
+            jnp.broadcast_to(matrix, shape), level[..., None, None], axis=-2
+        )[..., 0, :]
+        uniform = _uniform(key, signal, "draw", 0)[..., None]
+        seen = jnp.sum(uniform >= jnp.cumsum(rows, axis=-1)[..., :-1], axis=-1)
+        return _observe(signal, table[seen])
+
+    return stateless(update, _spec("levels", ()))
+
+
+def gaussian(std: Number) -> RewardTransform:
+    """Adds independent Gaussian noise of standard deviation `std` >= 0."""
+    check_number("std", std, lambda value: value >= 0, ">= 0")
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        shape = signal.rewards.shape[1:]
+        noise = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(_keys(key, signal))
+        return _observe(signal, signal.rewards + std * noise)
+
+    return stateless(update, _spec("gaussian", ()))
+
+
+def hackable(pattern: str) -> RewardTransform:
+    """A verifier with a hole: samples where bool `aux[pattern]` `[P, G]` holds get reward 1."""
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        hit = signal.aux[pattern]
+        hit = hit.reshape(hit.shape + (1,) * (signal.rewards.ndim - hit.ndim))
+        return _observe(signal, jnp.where(hit, 1.0, signal.rewards))
+
+    return stateless(update, _spec("hackable", (f"aux/{pattern}",)))
+
+
+def random_reward(rate: Number = 0.5) -> RewardTransform:
+    """The control arm: rewards replaced by coin flips with P(1) = `rate`, per sample."""
+    check_rate("rate", rate)
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        uniform = _uniform(key, signal, "draw", 0)
+        return _observe(signal, (uniform < rate).astype(jnp.float32))
+
+    return stateless(update, _spec("random_reward", ()))
+
+
+def drop(rate: Number) -> RewardTransform:
+    """Makes each reward missing with probability `rate`, independently."""
+    check_rate("rate", rate)
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        kept = _uniform(key, signal, "draw", 0) >= rate
+        return _observe(signal, signal.rewards).replace(mask=signal.mask & kept)
+
+    return stateless(update, _spec("drop", ()))
+
+
+def use_true_rewards() -> RewardTransform:
+    """The oracle arm: rewards replaced by `aux["true_rewards"]`; NaN there is missing."""
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        true = signal.aux["true_rewards"]
+        known = jnp.isfinite(true)
+        return signal.replace(rewards=jnp.where(known, true, 0.0), mask=known)
+
+    return stateless(update, _spec("use_true_rewards", ("aux/true_rewards",)))
+
+
+def output_id(
+    tokens: Int[Array, "P G S"], mask: Bool[Array, "P G S"]
+) -> UInt[Array, "P G"]:
+    """A hash of each output's tokens, equal for equal outputs (32-bit FNV-1a over tokens)."""
+    prime = jnp.uint32(16777619)
+
+    def absorb(state, column):
+        token, valid = column
+        mixed = (state ^ (token.astype(jnp.uint32) + jnp.uint32(1))) * prime
+        return jnp.where(valid, mixed, state), None
+
+    start = jnp.full(tokens.shape[:2], 2166136261, jnp.uint32)
+    columns = (jnp.moveaxis(tokens, 2, 0), jnp.moveaxis(mask, 2, 0))
+    return jax.lax.scan(absorb, start, columns)[0]
+
+
+def _keys(key: jax.Array, signal: Signal) -> jax.Array:
+    """A key per prompt."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(signal.aux["prompt_id"])
+
+
+def _uniform(key: jax.Array, signal: Signal, fixed_by: str, seed: int) -> Float[Array, "P G *S"]:
+    """Uniform draws in [0, 1) for every reward, decided by what `fixed_by` says."""
+    shape = signal.rewards.shape[1:]
+    if fixed_by == "draw":
+        keys = _keys(key, signal)
+        return jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(keys)
+    keys = _keys(jax.random.key(seed), signal)
+    if fixed_by == "prompt":
+        draw = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
+        return jnp.broadcast_to(_first_axis(draw, 1 + len(shape)), signal.rewards.shape)
+
+    def of_output(k, output):
+        return jax.random.uniform(jax.random.fold_in(k, output), shape[1:], jnp.float32)
+
+    return jax.vmap(jax.vmap(of_output, in_axes=(None, 0)))(keys, signal.aux["output_id"])
+
+
+def _observe(signal: Signal, observed: Array) -> Signal:
+    """The signal with observed rewards, the clean ones kept in `aux`."""
+    rewards = jnp.where(signal.mask, observed, signal.rewards)
+    if "true_rewards" not in signal.aux:
+        clean = jnp.where(signal.mask, signal.rewards, jnp.nan)
+        signal = signal.with_aux(true_rewards=clean)
+    return signal.replace(rewards=rewards)
+
+
+def _first_axis(values: Array, ndim: int) -> Array:
+    return values.reshape(values.shape + (1,) * (ndim - values.ndim))
+
+
+def _last_axis(values: Array, ndim: int) -> Array:
+    return values.reshape((1,) * ndim + values.shape)
+
+
+def _spec(name: str, reads: tuple[str, ...]) -> Spec:
+    writes = ("rewards", "mask", "aux/true_rewards")
+    return Spec(name, "noise", ("rewards", "mask") + reads, writes, reward_map="nonlinear")
