@@ -122,7 +122,8 @@ def open_checkpoints(directory: str | os.PathLike, *, keep: int = 3) -> Iterator
         check(wait=True)
     finally:
         sealer.shutdown(wait=True)
-        saver.close()
+        with contextlib.suppress(Exception):  # it is either raised above or not the first
+            saver.close()
 
 
 @contextlib.contextmanager

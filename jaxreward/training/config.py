@@ -70,8 +70,12 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: the file or the variant does not exist, or a value has no place in a config.
     """
+    return call_get_config(load_module(split_spec(spec)[0]), spec)
+
+
+def call_get_config(module: ModuleType, spec: str) -> ml_collections.ConfigDict:
+    """The locked config of a loaded file; `spec` says which variant. See `load_config`."""
     path, variant = split_spec(spec)
-    module = load_module(path)
     try:
         config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:

@@ -4,7 +4,7 @@
     1   a defect of the program (traceback)
     2   bad input: nothing was written
     3   too many steps in a row were not finite
-    4   checkpoints cannot be read or written
+    4   what the run keeps (checkpoints, metrics) cannot be read or written
     75  stopped by a signal; the same command continues (EX_TEMPFAIL)
 """
 
@@ -27,10 +27,14 @@ class Diverged(Stop):
     exit_code = 3
 
 
-class CheckpointError(Stop):
-    """A checkpoint cannot be written, or there are some and none can be read."""
+class StorageError(Stop):
+    """Something the run keeps cannot be read or written."""
 
     exit_code = 4
+
+
+class CheckpointError(StorageError):
+    """A checkpoint cannot be written, or there are some and none can be read."""
 
 
 class Interrupted(Stop):

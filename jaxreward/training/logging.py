@@ -8,16 +8,20 @@ counted in `metrics/non_finite`.
 """
 
 import contextlib
+import errno
 import io
 import json
 import logging
 import math
 import os
 import pathlib
+import time
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 import jax
 import numpy as np
+
+from jaxreward.training.exits import StorageError
 
 _log = logging.getLogger("jaxreward")
 
@@ -57,49 +61,99 @@ def open_metrics(
     if not writes:
         yield MetricWriter(_nothing, _nothing, _nothing)
         return
-    from tensorboardX import SummaryWriter
-
     root = pathlib.Path(workdir)
-    root.mkdir(parents=True, exist_ok=True)
-    _cut(root / METRICS, first_step, complete=True)
-    _cut(root / TIMINGS, first_step, complete=False)
     with contextlib.ExitStack() as stack:
-        metrics = stack.enter_context(open(root / METRICS, "ab"))
-        timings = stack.enter_context(open(root / TIMINGS, "ab"))
-        events = SummaryWriter(str(root / EVENTS), purge_step=first_step, max_queue=100)
-        stack.callback(events.close)
+        with _failure_named(root):
+            root.mkdir(parents=True, exist_ok=True)
+            _cut(root / METRICS, first_step, complete=True)
+            _cut(root / TIMINGS, first_step, complete=False)
+            # Unbuffered: what is written survives the death of this process.
+            metrics = stack.enter_context(open(root / METRICS, "ab", buffering=0))
+            timings = stack.enter_context(open(root / TIMINGS, "ab", buffering=0))
+            events = stack.enter_context(_open_events(root / EVENTS, first_step))
+        yield _make_writer(root, metrics, timings, events)
 
-        def write(step: int, values: Mapping[str, Any]) -> None:
-            values = flatten(values)
+
+def _make_writer(
+    root: pathlib.Path, metrics: io.RawIOBase, timings: io.RawIOBase, events: "_Events"
+) -> MetricWriter:
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        values = flatten(values)
+        with _failure_named(root):
             _append(metrics, to_line(step, values))
-            _add_events(events, step, values)
+            events.write(step, values)
 
-        def write_timings(step: int, seconds: Mapping[str, float]) -> None:
-            rounded = {name: round(float(value), 6) for name, value in seconds.items()}
-            _append(timings, json.dumps({"step": _no_step(rounded, step), **rounded}) + "\n")
-            _add_events(events, step, {f"time/{name}": v for name, v in rounded.items()})
+    def write_timings(step: int, seconds: Mapping[str, float]) -> None:
+        rounded = {name: round(float(value), 6) for name, value in seconds.items()}
+        line = json.dumps({"step": _no_step(rounded, step), **rounded}) + "\n"
+        with _failure_named(root):
+            _append(timings, line)
+            events.write(step, {f"time/{name}": value for name, value in rounded.items()})
 
-        def flush() -> None:
+    def flush() -> None:
+        with _failure_named(root):
             for file in (metrics, timings):
                 os.fsync(file.fileno())
             events.flush()
 
-        yield MetricWriter(write, write_timings, flush)
+    return MetricWriter(write, write_timings, flush)
+
+
+@contextlib.contextmanager
+def _failure_named(root: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write metrics in {root}: {error}") from error
 
 
 def _nothing(*_: Any) -> None:
     pass
 
 
-def _append(file: io.BufferedWriter, line: str) -> None:
-    file.write(line.encode())
-    file.flush()  # to the operating system: it survives the death of this process
+def _append(file: io.RawIOBase, line: str) -> None:
+    data = line.encode()
+    if file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _add_events(events: Any, step: int, values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if np.size(value):
-            events.add_scalar(name, float(np.mean(np.asarray(value, np.float64))), step)
+class _Events(NamedTuple):
+    """A TensorBoard event file."""
+
+    write: Callable[[int, Mapping[str, Any]], None]
+    flush: Callable[[], Any]
+
+
+@contextlib.contextmanager
+def _open_events(folder: pathlib.Path, first_step: int) -> Iterator[_Events]:
+    """A new event file that hides what older ones say of `first_step` and later.
+
+    Its writer is used without tensorboardX's queue and thread, whose errors nobody sees.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    folder.mkdir(exist_ok=True)
+    unique = f".{os.getpid()}.{time.time_ns()}"
+    writer = EventsWriter(str(folder / "events"), filename_suffix=unique)
+    start = SessionLog(status=SessionLog.START)
+    writer.write_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def write(step: int, values: Mapping[str, Any]) -> None:
+        scalars = [
+            Summary.Value(tag=name, simple_value=np.mean(np.asarray(value, np.float64)))
+            for name, value in values.items()
+            if np.size(value)
+        ]
+        summary = Summary(value=scalars)
+        writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    try:
+        yield _Events(write, writer.flush)
+    finally:
+        with contextlib.suppress(OSError):  # curves for a person; the metrics are elsewhere
+            writer.close()
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

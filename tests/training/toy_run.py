@@ -61,6 +61,10 @@ def run(workdir, steps, *, mode="", seed=0, save_every=7, stream=None, **kwargs)
         iterator["seen"] += 0.1 * iterator["position"]
         if mode == "slow":
             time.sleep(0.01)
+        if mode == "full" and step == 10:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
         if mode == "sigterm" and step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
         return update(state, np.float32(iterator["seen"] % 1.0))

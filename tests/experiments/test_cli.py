@@ -1,0 +1,242 @@
+"""The command line: bad input in one line, and runs that survive being killed."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import cli
+from jaxreward.training import config as config_lib
+from jaxreward.training import faults
+from jaxreward.training import logging as metrics_lib
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = HERE / "toy_config.py"
+TOY = [sys.executable, str(HERE / "toy_cli.py")]
+
+
+def toy(workdir, *arguments, config=CONFIG):
+    command = [*TOY, f"--config={config}", f"--workdir={workdir}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def nothing(config, workdir, **flags):
+    raise AssertionError("bad input reached the run")
+
+
+def refused(capsys, *arguments, **kwargs):
+    """The one line with which `main` refuses."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(kwargs.pop("run", nothing), arguments, **kwargs)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+BAD = [
+    ((), "--config is missing; allowed is configs/<method>.py"),
+    (("--config=nowhere/x.py",), "config = 'nowhere/x.py' is not a file"),
+    (("--config",), "--config lacks its value"),
+    (("--config", "--workdir=w"), "--config lacks its value"),
+    ((f"--config={CONFIG}",), "--workdir is missing"),
+    ((f"--config={CONFIG}", "--workdir=W", "--wrokdir=V"), "--wrokdir=V is not a flag; did you"),
+    ((f"--config={CONFIG}", "stray"), "stray is not a flag; allowed are --config, --workdir"),
+    ((f"--config={CONFIG}", "--workdir=a", "--workdir=b"), "--workdir is given twice"),
+    (("--number=x",), "--number = 'x'; allowed is an integer"),
+    (("--loud=maybe",), "--loud = 'maybe'; allowed is true or false"),
+    ((f"--config={HERE / 'test_cli.py'}", "--workdir=W"), "does not define get_config"),
+]
+BAD_KEYS = [
+    ("stesp=3", "config has no 'stesp'; did you mean 'steps'?"),
+    ("steps=many", "config.steps = 'many'; allowed is an integer"),
+    ("steps=0", "config.steps = 0; allowed is > 0"),
+    ("transforms.noise.false_positive=1.2", "false_positive = 1.2; allowed is [0, 1)"),
+    ("transforms.noise.false_positive=0.8", "0.8 and config.transforms.noise.false_negative = 0.2"),
+    ("group_size=1", "config.group_size = 1; allowed is >= 2 for a group baseline"),
+    ("transforms.nois.false_positive=0", "did you mean 'noise'?"),
+    ("transforms=3", "config.transforms = '3': this is a section"),
+]
+FLAGS = (cli.Flag("number", int), cli.Flag("loud", bool))
+
+
+@pytest.mark.parametrize("arguments, message", BAD)
+def test_bad_flags(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments, flags=FLAGS)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("assignment, message", BAD_KEYS)
+def test_bad_keys(capsys, tmp_path, assignment, message):
+    arguments = (f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}", f"--config.{assignment}")
+    assert message in refused(capsys, *arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_validators_of_the_runner(capsys, tmp_path):
+    def picky(config):
+        raise ValueError(f"config.seed = {config.seed};\n  allowed is 1")
+
+    arguments = (f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
+    for kind in ("validate", "prepare"):
+        line = refused(capsys, *arguments, **{kind: picky})
+        assert line == "error: config.seed = 0; allowed is 1\n"
+    assert "test_cli has no 'nowhere'" in refused(capsys, *arguments, run=f"{__name__}:nowhere")
+    assert os.listdir(tmp_path) == []
+
+
+def test_bad_input_is_refused_before_jax_is_imported_and_within_two_seconds(tmp_path):
+    start = time.monotonic()
+    done = toy(tmp_path / "w", "--config.group_size=1")
+    assert time.monotonic() - start < 2.0
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "group_size = 1" in done.stderr
+    code = (
+        "import sys; sys.argv = ['x', '--config=no.py']\n"
+        "from experiments import cli\n"
+        "try: cli.main('jax:jit')\n"
+        "except SystemExit as e: sys.exit(10 + e.code + 50 * ('jax' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], capture_output=True)
+    assert done.returncode == 12
+
+
+def collect(tmp_path, *arguments, config=CONFIG, **kwargs):
+    """What a run was called with."""
+    calls = []
+    run = lambda config, workdir, **flags: calls.append((config, workdir, flags))
+    argv = (f"--config={config}", "--workdir", str(tmp_path / "w"), *arguments)
+    cli.main(run, argv, **kwargs)
+    return calls[0]
+
+
+def test_a_run_gets_config_workdir_and_flags(tmp_path, capsys):
+    config, workdir, flags = collect(
+        tmp_path, "--config.steps=9", "--loud", "--number", "4", "--config.mode=x=y", flags=FLAGS
+    )
+    assert (config.steps, config.mode, workdir) == (9, "x=y", str(tmp_path / "w"))
+    assert flags == {"number": 4, "loud": True}
+    stored = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert stored == config_lib.plain(config)
+    assert list(stored)[:3] == ["steps", "seed", "mode"]
+    assert "warning: these keys of the config were not read: steps" in capsys.readouterr().err
+
+
+def test_the_same_config_continues_and_another_is_refused(tmp_path, capsys):
+    collect(tmp_path)
+    collect(tmp_path)
+    arguments = (f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
+    line = refused(capsys_drained(capsys), *arguments, "--config.seed=2")
+    assert "holds a run with config.seed = 0, this one has 2" in line
+    line = refused(capsys, f"--config={CONFIG}:smoke", arguments[1])
+    assert "config.steps = 60, this one has 6" in line
+    collect(tmp_path, "--config.seed=2", may_differ=("seed",))
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["seed"] == 2
+
+
+def capsys_drained(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda w: w.write_text(""), "is not a folder that can be written"),
+        (lambda w: (w.mkdir(), (w / "metrics.jsonl").write_text("")), "metrics.jsonl but no"),
+        (lambda w: (w.mkdir(), (w / "config.json").write_text("{")), "config.json is damaged"),
+    ],
+)
+def test_a_workdir_that_is_something_else(tmp_path, capsys, spoil, message):
+    spoil(tmp_path / "w")
+    before = faults.fingerprint_files(tmp_path)
+    line = refused(capsys, f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
+    assert message in line
+    assert faults.fingerprint_files(tmp_path) == before
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    code = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    code += "; print('locked', flush=True); time.sleep(60)"
+    (tmp_path / "w").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "w" / ".lock")], stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout.readline() == b"locked\n"
+        done = toy(tmp_path / "w")
+        assert done.returncode == 2 and "is in use by another process" in done.stderr
+        assert not (tmp_path / "w" / "config.json").exists()
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_help(capsys):
+    cli.main(nothing, ["--help"], flags=FLAGS)
+    assert "--number=int" in capsys.readouterr().out
+
+
+def test_a_whole_run_and_its_refusals(tmp_path):
+    done = toy(tmp_path / "w", "--shout", "--config.mode=", config=f"{CONFIG}:smoke")
+    assert done.returncode == 0 and done.stdout == "DONE\n", done.stderr
+    assert "train 6/6" in done.stderr
+    assert done.stderr.endswith("warning: these keys of the config were not read: unused\n")
+    expected = {"config.json", "metrics.jsonl", "timings.jsonl", "tensorboard", "checkpoints"}
+    assert expected | {"summary.json", ".lock"} == set(os.listdir(tmp_path / "w"))
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    config = config_lib.override(
+        config_lib.load_config(f"{CONFIG}:smoke"), {"mode": ""}
+    )
+    assert summary["config_sha"] == config_lib.sha(config)
+    for argument in ("--config.mode=refuse", "--config.seed=13"):
+        done = toy(tmp_path / "refused", argument)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert not (tmp_path / "refused").exists()
+
+
+def test_a_signal_ends_with_its_own_code(tmp_path):
+    command = [*TOY, f"--config={CONFIG}", f"--workdir={tmp_path}", "--config.steps=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 60
+    while len(metrics_lib.read_metrics(tmp_path)) < 3 and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "saving after this step" in err
+    assert "error: stopped by a signal, saved at step" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "mode, code, message",
+    [("nan", 3, "last good checkpoint: step 14"), ("full", 4, "cannot write")],
+)
+def test_other_ends_have_their_codes(tmp_path, mode, code, message):
+    done = toy(tmp_path, f"--config.mode={mode}")
+    assert done.returncode == code, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+def test_no_readable_checkpoint_ends_with_its_code(tmp_path):
+    assert toy(tmp_path, "--config.mode=", config=f"{CONFIG}:smoke").returncode == 0
+    for path in faults.files_in(tmp_path / "checkpoints"):
+        faults.damage(path, "zero")
+    before = faults.fingerprint_files(tmp_path)
+    done = toy(tmp_path, "--config.mode=", config=f"{CONFIG}:smoke")
+    assert done.returncode == 4 and "none of the checkpoints" in done.stderr
+    assert faults.fingerprint_files(tmp_path) == before
+
+
+def test_killed_anywhere_a_run_continues_to_the_same_bytes(tmp_path):
+    command = [*TOY, f"--config={CONFIG}", "--workdir={workdir}"]
+    outcomes = faults.kill_and_resume(command, tmp_path / "runs", ["save:2", 0.8])
+    assert [o.detail for o in outcomes] == ["", ""]
+    assert all(o.equal and o.killed for o in outcomes)
