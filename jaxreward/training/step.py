@@ -2,9 +2,9 @@
 
     credit: (state, signal) -> (state, signal)      the chain, no gradient
     learn:  (state, signal) -> (state, metrics)     one optimizer step
-    update_step = learn after credit
+    update: (state, signal) -> (state, metrics)     learn after credit
 
-Both are pure and shape-static; the caller jits, vmaps (over seeds or arms) or shards them.
+All are pure and shape-static; the caller jits, vmaps (over seeds or arms) or shards them.
 """
 
 import dataclasses
@@ -19,7 +19,11 @@ from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal
 
 LossFn = Callable[[Any, Signal], tuple[jax.Array, dict[str, jax.Array]]]
-"""`(params, signal) -> (float32 scalar, metrics)`; see `losses.policy.policy_objective`."""
+"""`(params, signal) -> (float32 scalar, metrics)`; see `losses.policy.policy_objective`.
+
+The metric `LOSS_WEIGHT`, if there, is the denominator of the loss's average."""
+
+LOSS_WEIGHT = "loss/weight"
 
 
 @pytree_dataclass
@@ -46,18 +50,19 @@ class TrainState:
 
 
 class UpdateStep(NamedTuple):
-    """The pure functions of one training step. See the module docstring."""
+    """The pure functions of one training step. See the module docstring.
+
+    Attributes:
+      init: `(key, params) -> state`.
+      credit: `(state, signal) -> (state, signal)`, the chain.
+      learn: `(state, signal) -> (state, metrics)`, from a credited signal.
+      update: `(state, signal) -> (state, metrics)`, both.
+    """
 
     init: Callable[[jax.Array, Any], TrainState]
     credit: Callable[[TrainState, Signal], tuple[TrainState, Signal]]
     learn: Callable[[TrainState, Signal], tuple[TrainState, dict[str, jax.Array]]]
-
-    def __call__(
-        self, state: TrainState, signal: Signal
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Credits `signal` and learns from it."""
-        state, signal = self.credit(state, signal)
-        return self.learn(state, signal)
+    update: Callable[[TrainState, Signal], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_update_step(
@@ -74,14 +79,15 @@ def make_update_step(
       loss: the objective, closed over the policy.
       transform: the reward chain; it must set `advantages`.
       optimizer: optax transformation.
-      accumulate: number of micro-batches the prompts are split into; gradients are averaged
-        with the weight each micro-batch's loss has in the whole (equal parts, so a
-        per-token normalisation is per micro-batch, as in other trainers).
+      accumulate: number of micro-batches the prompts are split into. Losses, gradients and
+        metrics are averaged by the `LOSS_WEIGHT` of each micro-batch (equally without one),
+        so the result is that of the whole batch under every normalisation of
+        `losses.policy`; only a metric ending in `_max` is the largest.
       spike_factor: skip a step whose gradient norm exceeds this many times the running mean
-        norm of the steps taken (0 turns it off).
+        norm of the steps taken, once ten with a gradient were (0 turns it off).
 
     Raises:
-      ValueError: the transform never sets advantages, or `accumulate` < 1.
+      ValueError: the transform never sets advantages, `accumulate` < 1, `spike_factor` < 0.
     """
     if "advantages" not in transform.spec.writes:
         raise ValueError(
@@ -90,6 +96,8 @@ def make_update_step(
         )
     if accumulate < 1:
         raise ValueError(f"accumulate = {accumulate}; allowed is >= 1")
+    if not spike_factor >= 0:
+        raise ValueError(f"spike_factor = {spike_factor}; allowed is >= 0")
 
     def init(key: jax.Array, params: Any) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
@@ -115,15 +123,16 @@ def make_update_step(
         updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
         new_params = optax.apply_updates(state.params, updates)
         params, opt_state = _where(good, (new_params, new_opt_state), (state.params, opt_state))
-        safe_norm = jnp.where(good, norm, mean_norm)
-        rate = 1.0 / jnp.minimum(taken + 1, _SPIKE_WINDOW).astype(jnp.float32)
-        mean_norm = mean_norm + rate * (safe_norm - mean_norm)
         bad = 1 - good.astype(jnp.int32)
+        # A step without any gradient says nothing about how large gradients are.
+        counts = good & (norm > 0)
+        rate = 1.0 / jnp.minimum(taken + 1, _SPIKE_WINDOW).astype(jnp.float32)
+        mean_norm = jnp.where(counts, mean_norm + rate * (norm - mean_norm), mean_norm)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=params,
-            opt_state=(opt_state, (mean_norm, taken + 1 - bad)),
+            opt_state=(opt_state, (mean_norm, taken + counts.astype(jnp.int32))),
             skipped=state.skipped + bad,
             skipped_in_a_row=bad * (state.skipped_in_a_row + 1),
         )
@@ -136,7 +145,7 @@ def make_update_step(
         }
         return state, metrics
 
-    return UpdateStep(init, credit, learn)
+    return UpdateStep(init, credit, learn, lambda state, signal: learn(*credit(state, signal)))
 
 
 _CHAIN, _SAMPLE = 1, 2  # positions under a step's key: the chain's draws, the policy's
@@ -149,20 +158,38 @@ def sample_key(state: TrainState) -> jax.Array:
 
 
 def _accumulated_gradient(loss: LossFn, params: Any, signal: Signal, parts: int):
+    """Loss, metrics and gradient of the whole batch from those of `parts` micro-batches."""
     grad_fn = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         (value, metrics), grads = grad_fn(params, signal)
-        return value, metrics, grads
-    micro = split_prompts(signal, parts)
+        return value, {k: v for k, v in metrics.items() if k != LOSS_WEIGHT}, grads
+
+    def weighed(part):
+        (value, metrics), grads = grad_fn(params, part)
+        weight = metrics.get(LOSS_WEIGHT, jnp.ones((), jnp.float32))
+        largest = {k: v for k, v in metrics.items() if k.endswith("_max")}
+        means = {k: v for k, v in metrics.items() if k not in largest and k != LOSS_WEIGHT}
+        sums = jax.tree.map(lambda x: x.astype(jnp.float32) * weight, (value, means, grads))
+        # A micro-batch in which nothing counts must not enter, whatever its values are.
+        sums = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0.0), sums)
+        return (weight, sums), largest
 
     def body(total, part):
-        out = grad_fn(params, part)
-        return jax.tree.map(lambda a, b: a + b / parts, total, out), None
+        (before, largest), (own, new) = total, weighed(part)
+        larger = jax.tree.map(jnp.maximum, largest, new)
+        return (jax.tree.map(jnp.add, before, own), larger), None
 
-    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], micro))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    ((value, metrics), grads), _ = jax.lax.scan(body, zeros, micro)
-    return value, metrics, grads
+    micro = split_prompts(signal, parts)
+    shapes = jax.eval_shape(weighed, jax.tree.map(lambda x: x[0], micro))
+    start = tuple(
+        jax.tree.map(lambda s, fill=fill: jnp.full(s.shape, fill, s.dtype), tree)
+        for tree, fill in zip(shapes, (0.0, -jnp.inf))
+    )
+    ((weight, sums), largest), _ = jax.lax.scan(body, start, micro)
+    weight = jnp.where(weight > 0, weight, 1.0)
+    value, means, grads = jax.tree.map(lambda x: x / weight, sums)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+    return value, {**means, **largest}, grads
 
 
 def split_prompts(signal: Signal, parts: int) -> Signal:
