@@ -112,14 +112,21 @@ def check_correctable(channel: Channel, min_determinant: float = MIN_DETERMINANT
       channel: any channel; a traced one passes (its determinant is floored at run time).
       min_determinant: smallest determinant allowed.
     """
-    determinant = _concrete(channel.determinant)
-    if determinant is None or np.all(determinant >= min_determinant):
+    matrix = _concrete(channel.matrix)  # in numpy, so that constants are checked under jit too
+    if matrix is None:
+        return
+    false_positive, false_negative = matrix[..., 0, 1], matrix[..., 1, 0]
+    if channel.levels == 2:
+        determinant = 1.0 - false_positive - false_negative
+    else:
+        determinant = np.linalg.det(matrix)
+    if np.all(determinant >= min_determinant):
         return
     worst = float(np.min(determinant))
     if channel.levels == 2:
         flat = int(np.argmin(determinant))
-        false_positive = float(np.ravel(channel.false_positive)[flat])
-        false_negative = float(np.ravel(channel.false_negative)[flat])
+        false_positive = float(np.ravel(false_positive)[flat])
+        false_negative = float(np.ravel(false_negative)[flat])
         raise ValueError(
             f"false_positive = {false_positive:.6g} and false_negative = {false_negative:.6g} "
             f"cannot be corrected: 1 - false_positive - false_negative = {worst:.3g}, "
@@ -169,7 +176,9 @@ def correct_levels(
     channel = channel.expand(observed_level.ndim)
     determinant = jnp.abs(channel.determinant)
     short = jnp.clip(1.0 - determinant / min_determinant, 0.0, 1.0)[..., None, None]
-    identity = jnp.eye(channel.levels, dtype=jnp.float32)
+    identity = jnp.broadcast_to(
+        jnp.eye(channel.levels, dtype=jnp.float32), channel.matrix.shape
+    )
     safe = channel.matrix + short * (identity - channel.matrix)
     estimate = jnp.linalg.solve(safe, jnp.broadcast_to(values, safe.shape[:-1])[..., None])
     estimate = jnp.broadcast_to(

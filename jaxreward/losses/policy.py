@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxreward import masked
+from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.losses.regularization import KL_ESTIMATORS, kl_estimate
-from jaxreward.transforms.checks import Number, check_choice, check_number
 from jaxreward.types import Policy, Signal, StepScores
 
 RATIOS = ("token", "sequence", "sequence_token")

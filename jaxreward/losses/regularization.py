@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxreward.transforms.checks import Number, check_choice, check_number
+from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.types import Signal
 
 KL_ESTIMATORS = ("k1", "k2", "k3")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jaxreward.channel import check_rate
+from jaxreward.checks import Number
 from jaxreward.transforms.base import RewardTransform, Spec, stateless
-from jaxreward.transforms.checks import Number
 from jaxreward.types import Signal
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jaxreward.channel import Channel, check_rate
+from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.transforms import sources
 from jaxreward.transforms.base import RewardTransform, Spec, stateless
-from jaxreward.transforms.checks import Number, check_choice, check_number
 from jaxreward.transforms.sources import ChannelSource
 from jaxreward.types import Signal
 

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 from jaxreward import channel as channels
 from jaxreward import masked
 from jaxreward.channel import Channel
+from jaxreward.checks import Number, check_number
 from jaxreward.rate_estimates import Rates, Rechecks, estimate_rates, rate_intervals
 from jaxreward.transforms.base import RewardTransform, Spec, stateless
-from jaxreward.transforms.checks import Number, check_number
 from jaxreward.transforms.sources import ChannelSource, constant
 from jaxreward.types import Signal
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxreward import channel as channels
 from jaxreward.channel import Channel
-from jaxreward.transforms.checks import Number, check_choice
+from jaxreward.checks import Number, check_choice
 from jaxreward.types import Signal
 
 
