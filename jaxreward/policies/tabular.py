@@ -83,11 +83,10 @@ def categorical_policy(
 
     def sample(params: Any, key: jax.Array, prompts: Any, group_size: int) -> Trajectories:
         log_p = log_distribution(params, prompts)
-        shape = (log_p.shape[0], group_size)
-        actions = jax.random.categorical(key, log_p[:, None, :], axis=-1, shape=shape)
-        actions = actions.astype(jnp.int32)
+        uniform = jax.random.uniform(key, (log_p.shape[0], group_size))
+        actions = _inverse_distribution(log_p, uniform)
         log_probs = jnp.take_along_axis(log_p, actions, axis=1)
-        mask = jnp.ones(shape + (1,), bool)
+        mask = jnp.ones(actions.shape + (1,), bool)
         return Trajectories(prompts, actions, actions, log_probs[:, :, None], mask)
 
     def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
@@ -98,6 +97,17 @@ def categorical_policy(
         return StepScores(jnp.where(mask, log_probs, 0.0), jnp.where(mask, entropies, 0.0))
 
     return Policy(init, sample, log_prob)
+
+
+def _inverse_distribution(
+    log_p: Float[Array, "P V"], uniform: Float[Array, "P G"]
+) -> Int[Array, "P G"]:
+    """The action at which the distribution function exceeds `uniform`: one draw, not `V`."""
+    below = jnp.cumsum(jnp.exp(log_p), axis=-1)
+    # Exactly 1 at the last possible action, so that one of probability 0 is never drawn.
+    below = below[:, :-1] / below[:, -1:]
+    reached = uniform[:, :, None] >= below[:, None, :]
+    return jnp.sum(reached, axis=-1, dtype=jnp.int32)
 
 
 def _check_size(name: str, value: int, least: int) -> None:
