@@ -196,10 +196,11 @@ def _iterate(run: _Run, state: Any, first: int) -> Any:
         evaluated = run.evaluate(state, step) if is_due else {}
         if step == steps:
             break
-        previous = state
+        if step == first:
+            expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         state, metrics = run.iteration(state, step)
         if step == first:
-            _check_same_types(previous, state)
+            _check_same_types(expected, state)
         # Copies, because the next step may donate the state that the counters are part of.
         counters = jax.tree.map(jnp.copy, run.safety.skipped_in_a_row(state))
         _emit(run, pending)

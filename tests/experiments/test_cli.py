@@ -14,6 +14,7 @@ from experiments import cli
 from jaxreward.training import config as config_lib
 from jaxreward.training import faults
 from jaxreward.training import logging as metrics_lib
+from jaxreward.training.exits import ConfigError
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "toy_config.py"
@@ -183,22 +184,36 @@ def test_help(capsys):
     assert "--number=int" in capsys.readouterr().out
 
 
-def test_a_whole_run_and_its_refusals(tmp_path):
-    done = toy(tmp_path / "w", "--shout", "--config.mode=", config=f"{CONFIG}:smoke")
+def test_a_run_that_refuses_its_config_after_all_leaves_nothing(tmp_path, capsys):
+    def run(config, workdir):
+        assert (pathlib.Path(workdir) / "config.json").exists()
+        raise ConfigError("config.mode = 'slow'; allowed is anything else")
+
+    arguments = (f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
+    assert "config.mode = 'slow'" in refused(capsys, *arguments, run=run)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "w").mkdir()
+    refused(capsys, *arguments, run=run)
+    assert os.listdir(tmp_path) == ["w"] and os.listdir(tmp_path / "w") == []
+
+
+def test_a_whole_run_and_what_happens_when_its_checkpoints_are_lost(tmp_path):
+    smoke = f"{CONFIG}:smoke"
+    done = toy(tmp_path, "--shout", "--config.mode=", config=smoke)
     assert done.returncode == 0 and done.stdout == "DONE\n", done.stderr
     assert "train 6/6" in done.stderr
     assert done.stderr.endswith("warning: these keys of the config were not read: unused\n")
     expected = {"config.json", "metrics.jsonl", "timings.jsonl", "tensorboard", "checkpoints"}
-    assert expected | {"summary.json", ".lock"} == set(os.listdir(tmp_path / "w"))
-    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
-    config = config_lib.override(
-        config_lib.load_config(f"{CONFIG}:smoke"), {"mode": ""}
-    )
+    assert expected | {"summary.json", ".lock"} == set(os.listdir(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    config = config_lib.override(config_lib.load_config(smoke), {"mode": ""})
     assert summary["config_sha"] == config_lib.sha(config)
-    for argument in ("--config.mode=refuse", "--config.seed=13"):
-        done = toy(tmp_path / "refused", argument)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert not (tmp_path / "refused").exists()
+    for path in faults.files_in(tmp_path / "checkpoints"):
+        faults.damage(path, "zero")
+    before = faults.fingerprint_files(tmp_path)
+    done = toy(tmp_path, "--config.mode=", config=smoke)
+    assert done.returncode == 4 and "none of the checkpoints" in done.stderr
+    assert faults.fingerprint_files(tmp_path) == before
 
 
 def test_a_signal_ends_with_its_own_code(tmp_path):
@@ -221,18 +236,8 @@ def test_a_signal_ends_with_its_own_code(tmp_path):
 def test_other_ends_have_their_codes(tmp_path, mode, code, message):
     done = toy(tmp_path, f"--config.mode={mode}")
     assert done.returncode == code, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and message in last
-
-
-def test_no_readable_checkpoint_ends_with_its_code(tmp_path):
-    assert toy(tmp_path, "--config.mode=", config=f"{CONFIG}:smoke").returncode == 0
-    for path in faults.files_in(tmp_path / "checkpoints"):
-        faults.damage(path, "zero")
-    before = faults.fingerprint_files(tmp_path)
-    done = toy(tmp_path, "--config.mode=", config=f"{CONFIG}:smoke")
-    assert done.returncode == 4 and "none of the checkpoints" in done.stderr
-    assert faults.fingerprint_files(tmp_path) == before
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
 
 
 def test_killed_anywhere_a_run_continues_to_the_same_bytes(tmp_path):

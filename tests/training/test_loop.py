@@ -169,3 +169,14 @@ def test_bad_arguments(tmp_path):
     run(nothing, state, workdir, steps=3)
     with pytest.raises(ConfigError, match="steps = 2; .* is at step 3 already"):
         run(nothing, state, workdir, steps=2)
+
+
+def test_the_lines_before_a_checkpoint_are_written_before_it(tmp_path):
+    seen = []
+    host = loop.HostState(get=lambda: seen.append(len(metrics_lib.read_metrics(tmp_path))))
+    iteration = lambda state, step: (state, {"a": state["x"]})
+    schedule = loop.Schedule(9, save_every=4)
+    loop.run_loop(
+        iteration, {"x": jnp.float32(1)}, schedule, workdir=tmp_path, host=host, **quiet()
+    )
+    assert seen == [4, 8, 9]
