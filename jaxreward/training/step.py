@@ -115,27 +115,8 @@ def make_update_step(
 
     def learn(state: TrainState, signal: Signal) -> tuple[TrainState, dict[str, jax.Array]]:
         value, metrics, grads = _accumulated_gradient(loss, state.params, signal, accumulate)
-        norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
-        opt_state, (mean_norm, taken) = state.opt_state
-        good = jnp.isfinite(value) & jnp.isfinite(norm)
-        if spike_factor > 0:
-            good &= (taken < _SPIKE_WARMUP) | (norm <= spike_factor * mean_norm)
-        updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
-        new_params = optax.apply_updates(state.params, updates)
-        params, opt_state = _where(good, (new_params, new_opt_state), (state.params, opt_state))
-        bad = 1 - good.astype(jnp.int32)
-        # A step without any gradient says nothing about how large gradients are.
-        counts = good & (norm > 0)
-        rate = 1.0 / jnp.minimum(taken + 1, _SPIKE_WINDOW).astype(jnp.float32)
-        mean_norm = jnp.where(counts, mean_norm + rate * (norm - mean_norm), mean_norm)
-        state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            opt_state=(opt_state, (mean_norm, taken + counts.astype(jnp.int32))),
-            skipped=state.skipped + bad,
-            skipped_in_a_row=bad * (state.skipped_in_a_row + 1),
-        )
+        norm = _norm(grads)
+        state = _apply(optimizer, spike_factor, state, value, norm, grads)
         metrics = {
             **signal.metrics,
             **metrics,
@@ -155,6 +136,37 @@ _SPIKE_WARMUP, _SPIKE_WINDOW = 10, 100
 def sample_key(state: TrainState) -> jax.Array:
     """The key with which the policy samples at the state's step."""
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SAMPLE)
+
+
+def _apply(
+    optimizer: optax.GradientTransformation,
+    spike_factor: float,
+    state: TrainState,
+    value: jax.Array,
+    norm: jax.Array,
+    grads: Any,
+) -> TrainState:
+    """The state after a step: parameters and optimizer move only if the step is good."""
+    opt_state, (mean_norm, taken) = state.opt_state
+    updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
+    good = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
+    if spike_factor > 0:
+        good &= (taken < _SPIKE_WARMUP) | (norm <= spike_factor * mean_norm)
+    new_params = optax.apply_updates(state.params, updates)
+    params, opt_state = _where(good, (new_params, new_opt_state), (state.params, opt_state))
+    # A step without any gradient says nothing about how large gradients are.
+    counts = good & (norm > 0)
+    rate = 1.0 / jnp.minimum(taken + 1, _SPIKE_WINDOW).astype(jnp.float32)
+    mean_norm = jnp.where(counts, mean_norm + rate * (norm - mean_norm), mean_norm)
+    bad = 1 - good.astype(jnp.int32)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        opt_state=(opt_state, (mean_norm, taken + counts.astype(jnp.int32))),
+        skipped=state.skipped + bad,
+        skipped_in_a_row=bad * (state.skipped_in_a_row + 1),
+    )
 
 
 def _accumulated_gradient(loss: LossFn, params: Any, signal: Signal, parts: int):
@@ -205,6 +217,10 @@ def split_prompts(signal: Signal, parts: int) -> Signal:
         )
     signal = signal.replace(metrics={}, rates=None)
     return jax.tree.map(lambda x: x.reshape((parts, prompts // parts) + x.shape[1:]), signal)
+
+
+def _norm(tree: Any) -> jax.Array:
+    return optax.global_norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:

@@ -177,6 +177,14 @@ def linear_loss(params, signal):
     return jnp.sum(params) * jnp.mean(signal.rewards), {}
 
 
+def test_an_update_that_is_not_finite_is_not_made(key):
+    """The gradient is fine, what the optimizer makes of it is not."""
+    schedule = lambda count: jnp.where(count == 1, jnp.nan, 0.1)  # noqa: E731
+    step = make(loss=linear_loss, optimizer=optax.sgd(schedule))
+    state, trace = run_gradients(step, [1.0, 1.0, 1.0], key)
+    assert trace == [0, 1, 2] and np.all(np.isfinite(state.params))
+
+
 def run_gradients(step, sizes, key):
     state = step.init(key, jnp.zeros((1,)))
     run, trace = jax.jit(step.update), []
