@@ -18,6 +18,7 @@ def rlvr() -> ml_collections.ConfigDict:
 
     config.task = ml_collections.ConfigDict()
     config.task.dataset = ""  # tensorflow-datasets builder / config
+    config.task.prompts = 64  # training prompts used, the first of the split
     config.task.data_dir = "data"  # relative paths are inside the workdir
 
     config.model = ml_collections.ConfigDict()
@@ -28,12 +29,12 @@ def rlvr() -> ml_collections.ConfigDict:
     config.model.intermediate = 128
 
     config.warm_start = ml_collections.ConfigDict()
-    config.warm_start.steps = 300  # supervised updates before the reward is used
+    config.warm_start.steps = 20  # supervised updates before the reward is used
     config.warm_start.batch_size = 128
     config.warm_start.learning_rate = 3e-3
 
     config.sampler = ml_collections.ConfigDict()
-    config.sampler.max_new_tokens = 4  # S
+    config.sampler.max_new_tokens = 3  # S
     config.sampler.temperature = 1.0  # > 0
     config.sampler.top_k = 0  # 0: off
     config.sampler.top_p = 1.0  # in (0, 1]
@@ -54,17 +55,18 @@ def rlvr() -> ml_collections.ConfigDict:
 
     config.hyper = ml_collections.ConfigDict()  # traced: sweeping them costs no compilation
     config.hyper.learning_rate = 1e-3
-    config.hyper.kl_coefficient = 0.02
+    config.hyper.kl_coefficient = 0.3
 
     config.tune = ml_collections.ConfigDict()  # the same budget for every arm, own seeds
     config.tune.seeds = 2
     config.tune.steps = 100
-    config.tune.learning_rate = (3e-4, 1e-3, 3e-3)
-    config.tune.kl_coefficient = (0.005, 0.05)
+    config.tune.learning_rate = (1e-3, 3e-3)
+    config.tune.kl_coefficient = (0.03, 0.1, 0.3)
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 20  # steps
-    config.evaluation.prompts = 64  # held-out prompts
+    config.evaluation.split = "train"  # or "validation", for tasks that generalise
+    config.evaluation.prompts = 64
     config.evaluation.samples = 8  # per prompt, at the training temperature
 
     config.safety = ml_collections.ConfigDict()
@@ -85,11 +87,11 @@ def rlvr() -> ml_collections.ConfigDict:
 
 
 def add_transforms(
-    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict
+    config: ml_collections.ConfigDict, source: ml_collections.ConfigDict | None
 ) -> None:
     """The rates, corrections and advantages that the main job compares.
 
-    `source` is the channel that the arms with known rates are told.
+    `source` is the channel that the arms with known rates are told; None if nobody knows it.
     """
     room = "jaxreward.transforms"
     pieces = {
@@ -121,7 +123,10 @@ def add_transforms(
     }
     for name, piece in pieces.items():
         config.transforms[name] = ml_collections.ConfigDict(piece)
-    config.transforms.known_rates.source = source
+    if source is None:
+        del config.transforms.known_rates
+    else:
+        config.transforms.known_rates.source = source
 
 
 def add_arms(config: ml_collections.ConfigDict, noise: tuple[str, ...]) -> None:
@@ -141,20 +146,24 @@ def add_arms(config: ml_collections.ConfigDict, noise: tuple[str, ...]) -> None:
         "forward": (("forward", "direct"), "noisy_direct"),
         "corrected_normalization": (("corrected_normalization",), "noisy_group_std"),
     }
-    for name, (tail, control) in corrected.items():
+    known = "known_rates" in config.transforms
+    for name, (tail, control) in corrected.items() if known else ():
         arms[name] = noise + ("known_rates",) + tail
         controls[name] = control
-    for name in ("backward", "corrected_normalization"):
-        tail, control = corrected[name]
+    for name, (tail, control) in corrected.items():
+        if known and name == "forward":
+            continue  # the estimated rates are shown by the other two
         arms[f"appeals_{name}"] = noise + ("appeal", "appeals_rates") + tail
         controls[f"appeals_{name}"] = control
     arms.random = ("random", "leave_one_out")
     for setting in ("equal", "tuned"):
         for name in controls:
             config.claims[f"{setting}_{name}"] = claim(name, controls[name], setting)
-        clean = (("backward", "clean_leave_one_out"), ("corrected_normalization", "clean_group_std"))
-        for name, oracle in clean:
-            config.claims[f"{setting}_{name}_recovers"] = claim(name, oracle, setting, 0.03)
+        for name, oracle in (("backward", "leave_one_out"), ("corrected_normalization", "group_std")):
+            name = name if known else f"appeals_{name}"
+            config.claims[f"{setting}_{name}_recovers"] = claim(
+                name, f"clean_{oracle}", setting, 0.03
+            )
 
 
 def claim(
@@ -196,3 +205,14 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     config.evaluation.prompts = 8
     config.evaluation.samples = 2
     config.checkpoint.every = 3
+
+
+def keep_arms(config: ml_collections.ConfigDict, names: tuple[str, ...]) -> None:
+    """Leaves only the named arms, and the claims and controls among them."""
+    for arm in [arm for arm in config.arms if arm not in names]:
+        del config.arms[arm]
+    for arm in [a for a in config.controls if a not in names or config.controls[a] not in names]:
+        del config.controls[arm]
+    for key in list(config.claims):
+        if not {config.claims[key].better, config.claims[key].worse} <= set(names):
+            del config.claims[key]

@@ -18,7 +18,7 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg`: "" or "smoke"."""
+    """`arg`: "", "smoke" (seconds) or "fault" (two arms, to be killed often)."""
     config = common.rlvr()
     config.method = "noise_corrected_grpo"
     config.task.dataset = "random_calculation/digits"
@@ -35,8 +35,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.arms.clean_leave_one_out = ("leave_one_out",)
     config.arms.clean_group_std = ("group_std",)
     common.add_arms(config, ("noise",))
-    if arg == "smoke":
+    if arg not in ("", "smoke", "fault"):
+        raise ValueError(f"variant {arg!r}; allowed are 'smoke', 'fault' or none")
+    if arg:
         common.smoke(config)
-    elif arg:
-        raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
+    if arg == "fault":
+        common.keep_arms(config, ("noisy_leave_one_out", "appeals_backward"))
     return config

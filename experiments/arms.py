@@ -1,10 +1,13 @@
 """From a config to the reward chains of its arms."""
 
+from typing import Sequence
+
 import jax.numpy as jnp
 import ml_collections
 
 from jaxreward import masked
 from jaxreward.training.config import build
+from jaxreward.training.exits import ConfigError
 from jaxreward.transforms import advantage, base
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal
@@ -19,33 +22,42 @@ PROVIDED = (
 """What the rlvr runner puts into the signal beside the rewards."""
 
 
-def build_arms(config: ml_collections.ConfigDict) -> dict[str, RewardTransform]:
+def build_arms(
+    config: ml_collections.ConfigDict, provided: Sequence[str] = PROVIDED
+) -> dict[str, RewardTransform]:
     """The chain of every arm.
 
     An arm is a tuple of names of `config.transforms`, in the order of the chain. What comes
     after its noise is compared with the same part of its `config.controls` arm on the same
     rewards (metrics `audit/...`), and the observed and true success rates are recorded.
 
+    Args:
+      config: of a runner with `arms`, `transforms`, `controls` and `inert`.
+      provided: what the runner puts into the signal beside the rewards.
+
     Raises:
       ValueError: an arm names a transform that is not there, or its chain cannot work.
     """
-    return {name: _build_arm(config, name) for name in config.arms}
+    provided = tuple(provided)
+    return {name: _build_arm(config, name, provided) for name in config.arms}
 
 
-def _build_arm(config: ml_collections.ConfigDict, name: str) -> RewardTransform:
+def _build_arm(
+    config: ml_collections.ConfigDict, name: str, provided: tuple[str, ...]
+) -> RewardTransform:
     noise, tail = _split(config, name)
     control = config.controls.get(name)
     on_inert = "allow" if name in config.inert else "error"
     try:
-        after = base.chain(*tail, provided=PROVIDED + _written(noise), on_inert=on_inert)
+        after = base.chain(*tail, provided=provided + _written(noise), on_inert=on_inert)
         if control:
             _, control_tail = _split(config, control)
-            after = advantage.audited(after, base.chain(*control_tail, provided=PROVIDED))
+            after = advantage.audited(after, base.chain(*control_tail, provided=provided))
         seen = base.record("reward/observed", _observed)
         true = base.record("reward/true", _true, reads=("aux/true_rewards",))
-        return base.chain(*noise, seen, true, after, provided=PROVIDED, on_inert="allow")
+        return base.chain(*noise, seen, true, after, provided=provided, on_inert="allow")
     except ValueError as error:
-        raise ValueError(f"arms.{name} = {tuple(config.arms[name])}: {error}") from error
+        raise ConfigError(f"config.arms.{name} = {tuple(config.arms[name])}: {error}") from error
 
 
 def _split(config: ml_collections.ConfigDict, name: str):

@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
     Attributes:
       train: rows of the training split, see `pipeline.encode_examples`.
-      held_out: rows of the first `config.evaluation.prompts` validation prompts.
+      evaluated: rows of the first `config.evaluation.prompts` of its split.
       prompt_types: names behind `prompt_type`.
       tokenizer: of all texts.
       network: the policy's network.
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     """
 
     train: pipeline.Batch
-    held_out: pipeline.Batch
+    evaluated: pipeline.Batch
     prompt_types: tuple[str, ...]
     tokenizer: tokenizer.Tokenizer
     network: TransformerConfig
@@ -47,8 +47,10 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     dataset = datasets.prepare(config.task.dataset, data_dir)
     chars = tokenizer.make_tokenizer(tokenizer.ARITHMETIC_ALPHABET)
     splits = pipeline.load_arrays(dataset, chars)
-    held_out = splits["validation"]
-    count = min(config.evaluation.prompts, len(held_out["prompt_id"]))
+    kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))
+    splits["train"] = pipeline.take(splits["train"], kept)
+    evaluated = splits[config.evaluation.split]
+    count = min(config.evaluation.prompts, len(evaluated["prompt_id"]))
     network = TransformerConfig(vocab_size=chars.vocab_size, **config.model.to_dict())
     policy = language.language_policy(
         network,
@@ -61,7 +63,7 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     )
     return Problem(
         train=splits["train"],
-        held_out=pipeline.take(held_out, np.arange(count)),
+        evaluated=pipeline.take(evaluated, np.arange(count)),
         prompt_types=dataset.prompt_types,
         tokenizer=chars,
         network=network,

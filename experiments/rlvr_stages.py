@@ -242,14 +242,14 @@ def _verify(verification: Verification, trajectories, rows):
 
 
 def make_evaluate(context: Context, population: Population) -> Callable[..., Any]:
-    """`(state) -> {arm: {name: [M]}}`: accuracy on held-out prompts at the training temperature.
+    """`(state) -> {arm: {name: [M]}}`: accuracy on `config.evaluation` prompts at the training temperature.
 
     `eval/true_accuracy` and `eval/observed_accuracy` are means over all prompts and samples
     whose verdict is there.
     """
     config, problem, verification = context.config, context.problem, context.verification
     policy, count = problem.policy, config.evaluation.samples
-    rows = jax.tree.map(lambda leaf: leaf[None], problem.held_out)
+    rows = jax.tree.map(lambda leaf: leaf[None], problem.evaluated)
     runs = len(population.arms) * population.members
     prompts = Prompts(jnp.asarray(rows["tokens"][0]), jnp.asarray(rows["lengths"][0]))
     key = jax.random.key(config.seed + _EVALUATION)

@@ -1,0 +1,113 @@
+"""What a config of `experiments.rlvr` must satisfy, checked before anything heavy is loaded."""
+
+import ml_collections
+
+from jaxreward.training import check
+from jaxreward.training.exits import ConfigError
+
+_POSITIVE = (
+    "seeds",
+    "steps",
+    "prompts_per_step",
+    "task.prompts",
+    "model.width",
+    "model.layers",
+    "model.heads",
+    "model.kv_heads",
+    "model.intermediate",
+    "warm_start.batch_size",
+    "warm_start.learning_rate",
+    "sampler.max_new_tokens",
+    "sampler.temperature",
+    "hyper.learning_rate",
+    "tune.seeds",
+    "tune.steps",
+    "tune.learning_rate",
+    "evaluation.every",
+    "evaluation.prompts",
+    "evaluation.samples",
+    "safety.max_skipped_in_a_row",
+    "checkpoint.every",
+)
+_NOT_NEGATIVE = (
+    "warm_start.steps",
+    "sampler.top_k",
+    "hyper.kl_coefficient",
+    "tune.kl_coefficient",
+    "safety.spike_factor",
+)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError, naming the key, the value and what is allowed."""
+    check.required(config, "method", "task.dataset", "verifier.fn", "optimizer.fn", "loss.fn")
+    check.positive(config, *_POSITIVE)
+    for path in _NOT_NEGATIVE:
+        check.at_least(config, path, 0)
+    check.at_least(config, "checkpoint.keep", 2)
+    check.at_least(config, "group_size", 2, "a group baseline")
+    check.in_range(config, "sampler.top_p", 0, 1, "(]")
+    check.in_range(config, "loss.clip_low", 0, 1)
+    check.at_least(config, "loss.clip_high", 0)
+    check.choice(config, "evaluation.split", ("train", "validation"))
+    check.choice(config, "loss.kl_estimator", ("k1", "k2", "k3"))
+    check.choice(config, "loss.objective", ("clip", "cispo", "reinforce"))
+    check.choice(config, "loss.ratio", ("token", "sequence", "sequence_token"))
+    check.choice(config, "loss.normalize", ("token", "sequence", "constant"))
+    _check_model(config)
+    _check_arms(config)
+    _check_rates(config)
+
+
+def _check_model(config: ml_collections.ConfigDict) -> None:
+    model = config.model
+    if model.width % model.heads or (model.width // model.heads) % 2:
+        raise ConfigError(
+            f"config.model.heads = {model.heads}; allowed are numbers that divide model.width = "
+            f"{model.width} into even parts"
+        )
+    if model.heads % model.kv_heads:
+        raise ConfigError(
+            f"config.model.kv_heads = {model.kv_heads}; allowed are divisors of model.heads = "
+            f"{model.heads}"
+        )
+
+
+def _check_arms(config: ml_collections.ConfigDict) -> None:
+    if not config.arms:
+        raise ConfigError("config.arms is empty; needed is at least one arm")
+    for arm in config.arms:
+        check.required(config, f"arms.{arm}")
+        check.choice(config, f"arms.{arm}", list(config.transforms))
+    for arm in config.controls:
+        _check_names(config, f"controls.{arm}", (arm, config.controls[arm]))
+    _check_names(config, "inert", config.inert)
+    for name in config.claims:
+        claim = config.claims[name]
+        _check_names(config, f"claims.{name}", (claim.better, claim.worse))
+        check.choice(config, f"claims.{name}.setting", ("equal", "tuned"))
+        check.at_least(config, f"claims.{name}.margin", 0)
+
+
+def _check_names(config: ml_collections.ConfigDict, path: str, names) -> None:
+    for name in names:
+        if name not in config.arms:
+            raise ConfigError(
+                f"config.{path} names the arm {name!r}; allowed are {', '.join(config.arms)}"
+            )
+
+
+def _check_rates(config: ml_collections.ConfigDict) -> None:
+    """Noise rates are probabilities; where they are told to a correction, it can work."""
+    corrected = any("known_rates" in config.arms[arm] for arm in config.arms)
+    for name in config.transforms:
+        transform = config.transforms[name]
+        source = f"transforms.{name}.source"
+        if "source" in transform and "false_positive" in transform.source:
+            paths = (f"{source}.false_positive", f"{source}.false_negative")
+            check.rate(config, *paths)
+            if corrected:
+                check.correctable(config, *paths)
+        for key in ("negative_share", "positive_share"):
+            if key in transform:
+                check.in_range(config, f"transforms.{name}.{key}", 0, 1)
