@@ -98,7 +98,9 @@ def test_the_stored_value_of_a_missing_reward_is_never_read(rewards, mask, estim
 NOT_ALIVE = tuple(
     advantage.group_relative(baseline=baseline, scale=scale, epsilon=epsilon)
     for baseline in ("mean", "leave_one_out")
-    for scale, epsilon in (("none", 0.0), ("group_std", 0.0), ("group_std", 1e-6), ("batch_std", 0.0))
+    for scale, epsilon in (
+        ("none", 0.0), ("group_std", 0.0), ("group_std", 1e-6), ("batch_std", 0.0)
+    )
 ) + (advantage.pass_at_k(3),)
 
 
@@ -149,7 +151,8 @@ def test_one_success_in_eight():
         [0.714286, -0.428571],
         atol=1e-6,
     )
-    np.testing.assert_array_equal(run(advantage.direct(4.0), rewards).advantages, np.divide(rewards, 4))
+    direct = run(advantage.direct(4.0), rewards).advantages
+    np.testing.assert_array_equal(direct, np.divide(rewards, 4))
 
 
 def test_batch_statistics():
@@ -386,7 +389,9 @@ def test_numeric_parameters_may_be_traced():
 
     numbers = jnp.asarray([0.5, 1.0, 4.0])
     scaled, shrunk = jax.vmap(update)(numbers)
-    np.testing.assert_allclose(scaled * numbers[:, None, None], np.stack([scaled[1]] * 3), rtol=1e-6)
+    np.testing.assert_allclose(
+        scaled * numbers[:, None, None], np.stack([scaled[1]] * 3), rtol=1e-6
+    )
     std = np.std([1.0, 0, 0, 0.5])
     np.testing.assert_allclose(
         shrunk[:, 0, 0], 0.625 / (std + np.asarray(numbers)), rtol=1e-6

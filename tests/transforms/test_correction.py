@@ -263,6 +263,19 @@ def test_the_chain_accepts_what_does_not_cancel(name):
     chain(*ACCEPTED[name])
 
 
+@pytest.mark.parametrize("scale", ["batch_std", "running_std"])
+def test_a_scale_of_the_batch_cancels_rates_that_all_prompts_share(scale):
+    """Which the chain cannot know: it is told whether rates vary within groups only."""
+    rewards = np.random.default_rng(0).integers(0, 2, (6, 8))
+    plain = advantage.group_relative(scale=scale)
+    corrected = chain(BACKWARD, plain)
+    noisy = run(plain, rewards).advantages
+    np.testing.assert_allclose(run(corrected, rewards).advantages, noisy, atol=1e-5)
+    by_prompt = binary(np.linspace(0, 0.4, 6), np.full(6, 0.2))
+    different = run(corrected, rewards, by_prompt).advantages
+    assert np.max(np.abs(different - noisy)) > 0.05
+
+
 def test_a_second_correction_or_advantage_is_refused():
     corrected = correction.corrected_group_normalization()
     with pytest.raises(ValueError, match="both correct the same channel"):
