@@ -37,7 +37,10 @@ class ExpressionSpec(NamedTuple):
       low: smallest integer in an element, >= 0.
       high: largest integer in an element.
       max_value: bound on the absolute value of the expression and its parts; 0 for none.
-      integer_answers: whether the expression and its compound parts are integers.
+      integer_answers: whether the expression and its compound parts must be integers.
+      nonnegative: whether they must be >= 0.
+      carries: False allows no sum that carries and no difference that borrows between decimal
+        digits; for integers under + and - only.
       style: "plain" `(3/4) + 5^2`, "compact" `7+5`, "latex" `\frac{3}{4} + 5^{2}`.
       prefix: text before the expression in the prompt.
       suffix: text after it.
@@ -53,6 +56,8 @@ class ExpressionSpec(NamedTuple):
     high: int = 100
     max_value: int = 0
     integer_answers: bool = False
+    nonnegative: bool = False
+    carries: bool = True
     style: str = "latex"
     prefix: str = INSTRUCTION
     suffix: str = " ="
@@ -105,6 +110,11 @@ def check_spec(spec: ExpressionSpec) -> None:
         raise ValueError(
             "style = 'compact' cannot tell the element 3/4 from the operation 3/4; allowed "
             "are 'plain' and 'latex', or elements without 'fraction'"
+        )
+    if not spec.carries and (spec.elements != ("integer",) or set(spec.operators) - set("+-")):
+        raise ValueError(
+            f"carries = False with elements = {spec.elements} and operators = {spec.operators}; "
+            "allowed is ('integer',) with + and -"
         )
     check_sizes(spec.sizes, len(spec.steps))
 
@@ -219,12 +229,31 @@ def _draw_list(
             operator = _choose(rng, spec.operators)
             if rng.random() < 0.5:
                 sides.reverse()
-            made = None if None in sides else combine(operator, *sides)
+            made = _combine(spec, operator, *sides)
             misses += 1
             if made and made.plain not in found and _accept(spec, made, share):
                 found[made.plain] = made
                 misses = 0
     return list(found.values())[:size]
+
+
+def _combine(
+    spec: ExpressionSpec, operator: str, left: Expression | None, right: Expression | None
+) -> Expression | None:
+    if left is None or right is None:
+        return None
+    if not spec.carries and carries(operator, left.value.numerator, right.value.numerator):
+        return None
+    return combine(operator, left, right)
+
+
+def carries(operator: str, left: int, right: int) -> bool:
+    """Whether `left + right` carries or `left - right` borrows between decimal digits."""
+    while left or right:
+        if left % 10 + right % 10 > 9 if operator == "+" else left % 10 < right % 10:
+            return True
+        left, right = left // 10, right // 10
+    return False
 
 
 def _side(spec, lists, count: int, rng: random.Random) -> Expression | None:
@@ -235,6 +264,8 @@ def _side(spec, lists, count: int, rng: random.Random) -> Expression | None:
 
 def _accept(spec: ExpressionSpec, made: Expression, share: tuple[float, float]) -> bool:
     if spec.integer_answers and made.value.denominator != 1:
+        return False
+    if spec.nonnegative and made.value < 0:
         return False
     if abs(made.value) > (spec.max_value or _LARGEST):
         return False

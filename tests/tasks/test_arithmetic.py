@@ -160,6 +160,13 @@ def test_bounds_hold_for_every_part():
             if isinstance(node, ast.BinOp) and not divided and not isinstance(node.op, ast.Pow):
                 assert value_of(node).denominator == 1 and abs(value_of(node)) <= 500
         assert item.value.denominator == 1
+    spec = ExpressionSpec(steps=(2,), operators=("-",), nonnegative=True, sizes=(("all", 100),))
+    for item in arithmetic.draw_expressions(spec)["all"]:
+        assert all(value_of(parse(part)) >= 0 for part in (item.plain, *_brackets(item.plain)))
+
+
+def _brackets(text: str) -> list[str]:
+    return re.findall(r"\(([^()]*(?:\([^()]*\)[^()]*)*)\)", text)
 
 
 def test_same_seed_same_data_other_seed_other_data():
@@ -183,6 +190,23 @@ def test_examples_of_the_digit_task():
         assert example.worked == example.answer and example.form == 0
 
 
+def test_sums_without_carry_are_done_digit_by_digit():
+    spec = ExpressionSpec(
+        steps=(1,), elements=("integer",), operators=("+", "-"), high=999, carries=False,
+        style="plain", sizes=(("all", 300),),
+    )
+    for item in arithmetic.draw_expressions(spec)["all"]:
+        left, operator, right = item.plain.split(" ")
+        pairs = zip(left.zfill(3), right.zfill(3))
+        sign = 1 if operator == "+" else -1
+        digits = [int(a) + sign * int(b) for a, b in pairs]
+        assert all(0 <= digit <= 9 for digit in digits)
+        assert int("".join(map(str, digits))) == item.value
+    assert [arithmetic.carries(*case) for case in (("+", 27, 48), ("-", 52, 17), ("+", 27, 42))] == [
+        True, True, False
+    ]
+
+
 def test_division_by_zero_is_refused():
     one = arithmetic.Expression("1", "1", "1", Fraction(1))
     zero = arithmetic.combine("-", one, one)
@@ -202,6 +226,8 @@ def test_division_by_zero_is_refused():
         ({"max_value": -1}, "max_value = -1"),
         ({"style": "roman"}, "style = 'roman'"),
         ({"style": "compact"}, "cannot tell"),
+        ({"carries": False}, "carries = False with elements = .*allowed is"),
+        ({"carries": False, "elements": ("integer",)}, r"and operators = \('\+', '-', '\*', '/'"),
         ({"prompt_type": "colour"}, "prompt_type = 'colour'"),
         ({"sizes": ()}, "each split once"),
         ({"sizes": (("a", 5), ("a", 5))}, "each split once"),

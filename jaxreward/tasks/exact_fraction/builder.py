@@ -31,25 +31,32 @@ class ExactFractionConfig(tfds.core.BuilderConfig):
     spec: FractionSpec = FractionSpec()
 
 
+def _configs() -> list[ExactFractionConfig]:
+    sizes = {  # numerators to, denominators to, examples for training and validation
+        "tiny": (3, 4, 72, 20),
+        "small": (3, 5, 180, 50),
+        "medium": (5, 6, 500, 150),
+    }
+    return [
+        ExactFractionConfig(
+            name=name,
+            description=f"+ - * of fractions, numerators to {top}, denominators to {bottom}",
+            spec=FractionSpec(
+                max_numerator=top,
+                max_denominator=bottom,
+                sizes=(("train", train), ("validation", validation)),
+            ),
+        )
+        for name, (top, bottom, train, validation) in sizes.items()
+    ]
+
+
 class ExactFraction(tfds.core.GeneratorBasedBuilder):
     """See the package."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
-    BUILDER_CONFIGS = [
-        ExactFractionConfig(
-            name="small",
-            description="+ - * of reduced fractions, numerators to 5 and denominators to 6",
-            spec=FractionSpec(),
-        ),
-        ExactFractionConfig(
-            name="tiny",
-            description="+ - * of reduced fractions, numerators to 3 and denominators to 4",
-            spec=FractionSpec(
-                max_numerator=3, max_denominator=4, sizes=(("train", 72), ("validation", 20))
-            ),
-        ),
-    ]
+    BUILDER_CONFIGS = _configs()
 
     def _info(self) -> tfds.core.DatasetInfo:
         spec = self.builder_config.spec

@@ -57,6 +57,15 @@ def _configs() -> list[RandomCalculationConfig]:
                 operators=("+", "-"), high=99, sizes=(("train", 4000), ("validation", 500))
             ),
         ),
+        "digitwise": (
+            "one + or - of two numbers from 0 to 99 without carry or borrow: 23+45=",
+            _TINY._replace(
+                operators=("+", "-"),
+                high=99,
+                carries=False,
+                sizes=(("train", 4000), ("validation", 500)),
+            ),
+        ),
         "digit_steps": (
             "3 to 5 steps of + - * over digits, every part below 1000: ((3+4)*(7-2))-8=",
             _TINY._replace(
