@@ -199,15 +199,7 @@ def make_pipeline(
     """
     num_examples = _check_rows(batch)
     _check_batch_size(batch_size, num_examples)
-    if num_epochs is not None and num_epochs < 1:
-        raise ValueError(f"num_epochs = {num_epochs}; allowed is >= 1, or None for no end")
-    if not 0 <= process_index < process_count or batch_size % process_count:
-        raise ValueError(
-            f"process_index, process_count = {process_index}, {process_count}; allowed is "
-            f"0 <= index < count, and a count that divides batch_size = {batch_size}"
-        )
-    if process_count > 1 and not drop_remainder:
-        raise ValueError("drop_remainder = False; allowed is True with more than one process")
+    _check_division(batch_size, num_epochs, process_index, process_count, drop_remainder)
     part = batch_size // process_count
     rows = slice(process_index * part, (process_index + 1) * part)
     order = grain.MapDataset.range(num_examples).seed(seed)
@@ -234,6 +226,24 @@ def _check_rows(batch: Batch) -> int:
     if not np.array_equal(ids, np.arange(len(ids))):
         raise ValueError("prompt_id are not 0 .. N - 1 in order; allowed is a whole split")
     return len(ids)
+
+
+def _check_division(
+    batch_size: int,
+    num_epochs: int | None,
+    process_index: int,
+    process_count: int,
+    drop_remainder: bool,
+) -> None:
+    if num_epochs is not None and num_epochs < 1:
+        raise ValueError(f"num_epochs = {num_epochs}; allowed is >= 1, or None for no end")
+    if not 0 <= process_index < process_count or batch_size % process_count:
+        raise ValueError(
+            f"process_index, process_count = {process_index}, {process_count}; allowed is "
+            f"0 <= index < count, and a count that divides batch_size = {batch_size}"
+        )
+    if process_count > 1 and not drop_remainder:
+        raise ValueError("drop_remainder = False; allowed is True with more than one process")
 
 
 def _check_batch_size(batch_size: int, num_examples: int) -> None:

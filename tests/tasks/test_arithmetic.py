@@ -202,9 +202,8 @@ def test_sums_without_carry_are_done_digit_by_digit():
         digits = [int(a) + sign * int(b) for a, b in pairs]
         assert all(0 <= digit <= 9 for digit in digits)
         assert int("".join(map(str, digits))) == item.value
-    assert [arithmetic.carries(*case) for case in (("+", 27, 48), ("-", 52, 17), ("+", 27, 42))] == [
-        True, True, False
-    ]
+    assert arithmetic.carries("+", 27, 48) and arithmetic.carries("-", 52, 17)
+    assert not arithmetic.carries("+", 27, 42) and not arithmetic.carries("-", 57, 12)
 
 
 def test_division_by_zero_is_refused():
