@@ -12,7 +12,7 @@ def rlvr() -> ml_collections.ConfigDict:
     config.method = ""  # slug, also the name of the config file
     config.seed = 0  # of everything random
     config.seeds = 3  # reported seeds, >= 1
-    config.steps = 100  # updates per run
+    config.steps = 80  # updates per run
     config.prompts_per_step = 16  # P
     config.group_size = 8  # G
 
@@ -59,9 +59,9 @@ def rlvr() -> ml_collections.ConfigDict:
 
     config.tune = ml_collections.ConfigDict()  # the same budget for every arm, own seeds
     config.tune.seeds = 2
-    config.tune.steps = 100
+    config.tune.steps = 60
     config.tune.learning_rate = (1e-3, 3e-3)
-    config.tune.kl_coefficient = (0.03, 0.1, 0.3)
+    config.tune.kl_coefficient = (0.1, 0.3)
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 20  # steps

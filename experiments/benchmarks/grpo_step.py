@@ -96,7 +96,7 @@ def make_iteration():
             state.params, sample_key(state), prompts, SHAPES["group_size"]
         )
         rewards = jnp.any(trajectories.actions == 5, axis=-1).astype(jnp.float32)
-        return step(state, make_signal(rewards, trajectories=trajectories))[0]
+        return step.update(state, make_signal(rewards, trajectories=trajectories))[0]
 
     state = step.init(jax.random.key(0), policy.init(jax.random.key(1)))
     return state, jax.jit(iteration, donate_argnums=0)

@@ -35,7 +35,6 @@ def supervised_loss(
             hidden[:, :-1].reshape(-1, hidden.shape[-1]),
             weight,
             targets.reshape(-1),
-            block_rows=linear.block_rows_for(weight.shape[1]),
         )
         mask = wanted.reshape(-1)
         value = -masked.mean(log_prob, mask)

@@ -133,9 +133,8 @@ def score(
     rows = hidden.reshape(-1, hidden.shape[-1])
     temperature = 1.0 if decoding.greedy else decoding.temperature
     if not decoding.top_k and decoding.top_p == 1.0:
-        block_rows = linear.block_rows_for(head.shape[1])
         log_prob, entropy, _ = linear.linear_log_prob(
-            rows, head, targets, temperature=temperature, block_rows=block_rows
+            rows, head, targets, temperature=temperature
         )
     else:
         log_probs = sampling.processed_log_probs(

@@ -132,10 +132,9 @@ def make_population(
             inputs = (state.runs, rewards, mask, trajectories, aux)
             run, *fields = jax.tree.map(lambda leaf: leaf[own], inputs)
             run = dataclasses.replace(run, chain_state=state.chains[position])
-            run, signal = jax.vmap(_credit(steps[name]))(run, *fields)
+            run, signal, metrics[name] = jax.vmap(_credit(steps[name]))(run, *fields)
             chains.append(run.chain_state)
-            metrics[name] = signal.metrics
-            signals.append(_learnable(signal))
+            signals.append(signal)
         signal = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *_same_rank(signals))
         runs, learned = jax.vmap(lambda h, run, s: learner(h).learn(run, s))(
             flat_hyper, state.runs, signal
@@ -152,8 +151,8 @@ def _no_loss(params: Any, signal: Signal):
     raise TypeError("this update step only credits; its loss is never called")
 
 
-def _credit(step) -> Callable[..., tuple[TrainState, Signal]]:
-    """`credit` of an update step, from the parts of a signal."""
+def _credit(step) -> Callable[..., tuple[TrainState, Signal, dict[str, jax.Array]]]:
+    """`credit` of an update step, from the parts of a signal to what is learned from."""
 
     def credit(run, rewards, mask, trajectories, aux):
         aux = dict(aux)
@@ -161,7 +160,8 @@ def _credit(step) -> Callable[..., tuple[TrainState, Signal]]:
         signal = make_signal(
             rewards, mask, prompt_id=prompt_id, trajectories=trajectories, **aux
         )
-        return step.credit(run, signal)
+        run, signal = step.credit(run, signal)
+        return run, _learnable(signal), signal.metrics
 
     return credit
 
@@ -170,7 +170,7 @@ def _learnable(signal: Signal) -> Signal:
     """The part of a credited signal that a loss reads, alike for every arm."""
     weights = signal.weights
     if weights is None:
-        weights = jnp.ones(signal.rewards.shape[:3], jnp.float32)
+        weights = jnp.ones(signal.rewards.shape[:2], jnp.float32)
     kept = {k: v for k, v in signal.aux.items() if k in ("prompt_id", "reference_log_probs")}
     return signal.replace(weights=weights, rates=None, metrics={}, aux=kept)
 
@@ -179,15 +179,15 @@ def _same_rank(signals: list[Signal]) -> list[Signal]:
     """Advantages of every arm as `[M, P, G, S]` if any arm's are dense."""
     if all(signal.advantages.ndim == 3 for signal in signals):
         return signals
+    return [jax.vmap(_dense)(signal) for signal in signals]
 
-    def dense(signal: Signal) -> Signal:
-        advantages = signal.advantages
-        if advantages.ndim == 3:
-            shape = signal.trajectories.mask.shape
-            advantages = jnp.broadcast_to(advantages[..., None], shape)
-        return signal.replace(advantages=advantages)
 
-    return [dense(signal) for signal in signals]
+def _dense(signal: Signal) -> Signal:
+    """One run's signal with an advantage for every decision."""
+    advantages = signal.advantages
+    if advantages.ndim == 2:
+        advantages = jnp.broadcast_to(advantages[..., None], signal.trajectories.mask.shape)
+    return signal.replace(advantages=advantages)
 
 
 def _repeat(tree: Any, times: int) -> Any:

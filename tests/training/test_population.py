@@ -1,0 +1,100 @@
+"""Populations: every run equals the same run on its own, arms share randomness."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxreward.losses.policy import policy_objective
+from jaxreward.policies import tabular
+from jaxreward.training import population as populations
+from jaxreward.training.step import make_update_step, sample_key
+from jaxreward.transforms import advantage, base, noise, sources
+from jaxreward.types import make_signal
+
+POLICY = tabular.tabular_policy(5, 4)
+IDS = jnp.asarray([[0, 1, 2], [2, 3, 4]], jnp.int32)  # [seeds, P]
+CHAIN = base.chain(noise.class_conditional(sources.constant(0.1, 0.2)), advantage.rloo())
+
+
+def _rewards(trajectories, ids):
+    actions = trajectories.actions.reshape(trajectories.actions.shape[: ids.ndim + 1])
+    return (actions == ids[..., None] % 4).astype(jnp.float32)
+
+
+def _population(arms, rates):
+    hyper = {"learning_rate": jnp.asarray(rates, jnp.float32)}
+    return populations.make_population(
+        POLICY,
+        arms,
+        lambda h: policy_objective(POLICY),
+        lambda h: optax.sgd(h["learning_rate"]),
+        hyper,
+        np.array([0, 1], np.int32),
+        group_size=4,
+        first_seed=7,
+    )
+
+
+def _run(population, steps=3):
+    @jax.jit
+    def iteration(state):
+        trajectories = population.rollout(state, IDS)
+        ids = population.per_seed(IDS)
+        rewards = _rewards(trajectories, ids)
+        mask = jnp.ones(rewards.shape, bool)
+        return population.update(state, rewards, mask, trajectories, {"prompt_id": ids})
+
+    state = population.init(jax.random.key(3), POLICY.init(jax.random.key(1)))
+    for _ in range(steps):
+        state, metrics = iteration(state)
+    return state, metrics
+
+
+def test_each_run_equals_the_run_alone():
+    rates = [[0.5, 1.0], [0.25, 2.0]]
+    state, _ = _run(_population({"a": CHAIN, "b": advantage.grpo()}, rates))
+    for arm, chain in enumerate((CHAIN, advantage.grpo())):
+        for member in range(2):
+            alone = _alone(chain, rates[arm][member], member)
+            together = jax.tree.map(lambda leaf: leaf[2 * arm + member], state.runs.params)
+            for x, y in zip(jax.tree.leaves(alone.params), jax.tree.leaves(together)):
+                np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+
+
+def _alone(chain, rate, seed, steps=3):
+    update = make_update_step(policy_objective(POLICY), chain, optax.sgd(rate))
+    key = jax.random.fold_in(jax.random.key(3), 7 + seed)
+    state = update.init(key, POLICY.init(jax.random.key(1)))
+    ids = IDS[seed]
+    for _ in range(steps):
+        trajectories = POLICY.sample(state.params, sample_key(state), ids, 4)
+        rewards = _rewards(trajectories, ids)
+        state, _ = update.update(state, make_signal(rewards, prompt_id=ids, trajectories=trajectories))
+    return state
+
+
+def test_arms_share_their_random_numbers():
+    state, metrics = _run(_population({"a": CHAIN, "b": CHAIN}, [[0.5, 0.5], [0.5, 0.5]]))
+    for leaf in jax.tree.leaves(state.runs.params):
+        np.testing.assert_array_equal(leaf[:2], leaf[2:])
+        assert np.any(leaf[0] != leaf[1])
+    assert set(metrics) == {"a", "b"}
+    np.testing.assert_array_equal(metrics["a"]["train/loss"], metrics["b"]["train/loss"])
+
+
+def test_dense_and_outcome_advantages_share_a_population():
+    from jaxreward.transforms import credit
+
+    dense = base.chain(advantage.rloo(), credit.broadcast())
+    state, _ = _run(_population({"a": advantage.rloo(), "b": dense}, [[0.5, 0.5], [0.5, 0.5]]))
+    for leaf in jax.tree.leaves(state.runs.params):
+        np.testing.assert_allclose(leaf[:2], leaf[2:], rtol=1e-6, atol=1e-7)
+
+
+def test_skipped_steps_are_counted_by_arm():
+    population = _population({"a": CHAIN, "b": CHAIN}, [[0.5, 0.5], [np.nan, 0.5]])
+    state, _ = _run(population)
+    counts = populations.skipped_in_a_row(state, population.arms)
+    assert int(counts["a"]) == 0
+    assert int(counts["b"]) == 3
