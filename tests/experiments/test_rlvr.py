@@ -1,0 +1,115 @@
+"""The main runner, end to end on seconds-sized configs, and its parts."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import rlvr_config, rlvr_stages, verification
+from jaxreward.tasks import tokenizer as tokenizers
+from jaxreward.training import config as config_lib
+from jaxreward.training.exits import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = ("configs/noise_corrected_grpo.py", "configs/noisy_verifier.py")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of the smallest variant."""
+    workdir = tmp_path_factory.mktemp("rlvr") / "run"
+    command = [sys.executable, "-m", "experiments.rlvr"]
+    command += ["--config=configs/noise_corrected_grpo.py:fault", f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return workdir, done
+
+
+def test_run_leaves_what_the_contract_says(finished):
+    workdir, done = finished
+    for name in ("config.json", "summary.json", "report.png", "compare/metrics.jsonl"):
+        assert (workdir / name).stat().st_size > 0, name
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["method"] == "noise_corrected_grpo"
+    arms = {f"{s}/{a}" for s in ("equal", "tuned") for a in ("noisy_leave_one_out", "appeals_backward")}
+    assert set(summary["results"]) == arms
+    for result in summary["results"].values():
+        assert len(result["eval/true_accuracy"]["per_seed"]) == 2
+    assert {c["better"] for c in summary["claims"]} == {"equal/appeals_backward", "tuned/appeals_backward"}
+    assert "appeals_backward" in done.stdout
+
+
+def test_every_key_of_the_config_is_read(finished):
+    assert "were not read" not in finished[1].stderr
+
+
+def test_metrics_hold_the_audit_and_the_rates(finished):
+    lines = (finished[0] / "compare/metrics.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    for name in ("audit/cosine", "rates/false_positive_0", "policy/kl", "reward/true"):
+        assert f"equal/appeals_backward/{name}" in row
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+def test_configs_are_valid(path, variant):
+    rlvr_config.validate(config_lib.load_config(str(ROOT / path) + variant))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"group_size": "1"}, "group_size = 1; allowed is >= 2"),
+        ({"transforms.noise.source.false_negative": "(0.1,1.2,0.1)"}, "false_negative"),
+        ({"transforms.noise.source.false_positive": "(0.6,0.1,0.1)",
+          "transforms.noise.source.false_negative": "(0.4,0.1,0.1)"}, "cannot be corrected"),
+        ({"arms.backward": "('noize',)"}, "noise"),
+        ({"model.heads": "3"}, "model.heads = 3"),
+    ],
+)
+def test_impossible_values_are_refused(change, message):
+    config = config_lib.load_config(str(ROOT / CONFIGS[0]))
+    with pytest.raises(ConfigError, match=message):
+        rlvr_config.validate(config_lib.override(config, change))
+
+
+def test_tuning_gives_every_arm_its_own_best():
+    config = config_lib.load_config(str(ROOT / CONFIGS[0]))
+    stage = rlvr_stages.tuning_stage(config, 2)
+    points = len(config.tune.learning_rate) * len(config.tune.kl_coefficient)
+    accuracy = np.zeros((2, points * config.tune.seeds))
+    accuracy[0, :] = np.repeat(np.arange(points), config.tune.seeds)
+    accuracy[1, : config.tune.seeds] = 1.0
+    best = rlvr_stages.best_by_arm(stage, accuracy)
+    assert best["learning_rate"][0] == np.float32(config.tune.learning_rate[-1])
+    assert best["kl_coefficient"][0] == np.float32(config.tune.kl_coefficient[-1])
+    assert best["learning_rate"][1] == np.float32(config.tune.learning_rate[0])
+    compare = rlvr_stages.comparison_stage(config, 2, best)
+    equal, tuned = np.split(compare.hyper["kl_coefficient"], 2, axis=1)
+    assert np.all(equal == np.float32(config.hyper.kl_coefficient))
+    np.testing.assert_array_equal(tuned, best["kl_coefficient"][:, None].repeat(config.seeds, 1))
+    assert compare.first_seed + config.seeds <= stage.first_seed, "reported seeds were tuned on"
+
+
+def test_verifiers_on_the_host_judge_samples():
+    chars = tokenizers.make_tokenizer(tokenizers.ARITHMETIC_ALPHABET)
+    texts = ["1/3", "12/36", "0.5", ""]
+    encoded = tokenizers.encode(chars, texts, 6, eos=True)
+    tokens = np.asarray(encoded.tokens).reshape(1, 1, 4, 6)
+    lengths = np.asarray(encoded.lengths).reshape(1, 1, 4)
+    rows = {"answer": np.array([["1/3"]], object)}
+    with verification.on_host(
+        tokenizer=chars,
+        observed="jaxreward.rewards.verifiers:exact_match",
+        trusted="jaxreward.rewards.verifiers:math_verify",
+        workers=1,
+        timeout_s=30.0,
+    ) as judge:
+        verdict = judge.verify(tokens, lengths, rows)
+    np.testing.assert_array_equal(verdict.rewards, [[[1, 0, 0, 0]]])
+    np.testing.assert_array_equal(verdict.true_rewards, [[[1, 1, 0, 0]]])
+    assert np.all(verdict.mask)
+    assert len(set(verdict.form.ravel().tolist())) == 4
