@@ -11,7 +11,7 @@ def rlvr() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.method = ""  # slug, also the name of the config file
     config.seed = 0  # of everything random
-    config.seeds = 3  # reported seeds, >= 1
+    config.seeds = 5  # reported seeds, >= 1
     config.steps = 80  # updates per run
     config.prompts_per_step = 16  # P
     config.group_size = 8  # G
@@ -60,7 +60,7 @@ def rlvr() -> ml_collections.ConfigDict:
     config.tune = ml_collections.ConfigDict()  # the same budget for every arm, own seeds
     config.tune.seeds = 2
     config.tune.steps = 60
-    config.tune.learning_rate = (1e-3, 3e-3)
+    config.tune.learning_rate = (1e-3, 2e-3)
     config.tune.kl_coefficient = (0.1, 0.3)
 
     config.evaluation = ml_collections.ConfigDict()

@@ -55,7 +55,13 @@ def _build_arm(
             after = advantage.audited(after, base.chain(*control_tail, provided=provided))
         seen = base.record("reward/observed", _observed)
         true = base.record("reward/true", _true, reads=("aux/true_rewards",))
-        return base.chain(*noise, seen, true, after, provided=provided, on_inert="allow")
+        measured = [
+            _measured_rates(config.transforms[stage].by, config.transforms[stage].num)
+            for stage in config.arms[name]
+            if "by" in config.transforms[stage]
+        ]
+        chain = (*noise, seen, true, *measured, after)
+        return base.chain(*chain, provided=provided, on_inert="allow")
     except ValueError as error:
         raise ConfigError(f"config.arms.{name} = {tuple(config.arms[name])}: {error}") from error
 
@@ -83,3 +89,28 @@ def _observed(signal: Signal):
 def _true(signal: Signal):
     true = signal.aux["true_rewards"]
     return masked.mean(true, jnp.isfinite(true))
+
+
+def _measured_rates(by: str, num: int) -> RewardTransform:
+    """Records the batch's real error rates by index, to hold estimates against.
+
+    Metrics `channel/false_positive_<i>` and `channel/false_negative_<i>`; 0 where the batch has
+    no sample of that truth.
+    """
+
+    def update(key, signal: Signal) -> Signal:
+        del key
+        true, index = signal.aux["true_rewards"], signal.aux[by]
+        index = index if index.ndim == 2 else index[:, None]
+        wrong = (signal.rewards > 0.5) != (true > 0.5)
+        known = signal.mask & jnp.isfinite(true)
+        found = {}
+        for i in range(num):
+            for name, truth in (("false_positive", true <= 0.5), ("false_negative", true > 0.5)):
+                mask = known & truth & (index == i)
+                found[f"channel/{name}_{i}"] = masked.mean(wrong.astype(jnp.float32), mask)
+                found[f"channel/{name}_{i}_count"] = masked.count(mask)
+        return signal.replace(metrics={**signal.metrics, **found})
+
+    reads = ("rewards", "mask", "aux/true_rewards", f"aux/{by}")
+    return base.stateless(update, base.Spec("measured_rates", "record", reads, ("metrics",)))

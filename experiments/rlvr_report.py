@@ -10,7 +10,6 @@ from experiments.rlvr_stages import COMPARE, SETTINGS, Context, Stage
 from jaxreward.training import figures, report
 
 TRUE = "eval/true_accuracy"
-OBSERVED = "eval/observed_accuracy"
 
 
 def write(context: Context, stage: Stage, final: dict[str, np.ndarray]) -> None:
@@ -22,15 +21,17 @@ def write(context: Context, stage: Stage, final: dict[str, np.ndarray]) -> None:
       final: final evaluation by name, `[A, M]`, member = setting x seed.
     """
     config, workdir = context.config, pathlib.Path(context.workdir)
+    lines = [json.loads(line) for line in (workdir / COMPARE / "metrics.jsonl").open()]
     results = report.summarize(_per_seed(context, stage, final))
     claims = _claims(config, results)
     seeds = list(range(stage.first_seed, stage.first_seed + stage.seeds))
     summary = report.make_summary(config, config.method, seeds, results, claims)
     path = report.write_summary(workdir, summary)
-    figure = _draw(context, workdir)
+    figure = _draw(context, workdir, lines)
     for setting in SETTINGS:
         print(f"\n{config.method}, {_title(setting)}")
-        print(report.text_table(_rows(context, results, setting)))
+        print(report.text_table(_rows(context, results, lines, setting)))
+    print("* means over the last 10 updates and all seeds")
     print("\nclaims (paired over seeds, 95% interval)")
     print(report.text_table(report.claim_rows(claims)))
     print(f"\nverifier: {json.dumps(context.verification.stats())}")
@@ -64,22 +65,29 @@ def _title(setting: str) -> str:
     return {"equal": "equal hyper-parameters", "tuned": "tuned per arm, same budget"}[setting]
 
 
-def _rows(context: Context, results, setting: str) -> list[list[str]]:
-    """One row an arm: accuracies with intervals, its control, chain and hyper-parameters."""
-    head = ["arm", "true accuracy", "observed", "control", "learning rate", "KL", "chain"]
-    rows = [head]
+def _rows(context: Context, results, lines, setting: str) -> list[list[str]]:
+    """One row an arm: accuracy, what it was shown, its audit against its control, its knobs."""
+    audit = ("audit/cosine", "audit/mean_abs_difference", "audit/max_abs_difference")
+    head = ["arm", "true accuracy", "observed*", "control", "cosine*", "mean diff*", "max diff*"]
+    rows = [head + ["learning rate", "KL coef.", "chain"]]
     for arm in context.arms:
         found = results[f"{setting}/{arm}"]
-        cells = [report.figure(found[m]["mean"], found[m]["ci95"]) for m in (TRUE, OBSERVED)]
+        accuracy = report.figure(found[TRUE]["mean"], found[TRUE]["ci95"])
+        late = [_late(lines, f"{setting}/{arm}/{name}") for name in ("reward/observed", *audit)]
         knobs = [f"{found[f'hyper/{k}']['mean']:.3g}" for k in ("learning_rate", "kl_coefficient")]
         control = context.config.controls.get(arm, "")
         chain = " > ".join(context.config.arms[arm])
-        rows.append([arm, *cells, control, *knobs, chain])
+        rows.append([arm, accuracy, late[0], control, *late[1:], *knobs, chain])
     return rows
 
 
-def _draw(context: Context, workdir: pathlib.Path) -> pathlib.Path:
-    lines = [json.loads(line) for line in (workdir / COMPARE / "metrics.jsonl").open()]
+def _late(lines: list[dict], name: str, window: int = 10) -> str:
+    """Mean of a metric over the last updates, or nothing."""
+    values = _series(lines, name)[1][-window:]
+    return f"{values.mean():.3f}" if len(values) else ""
+
+
+def _draw(context: Context, workdir: pathlib.Path, lines: list[dict]) -> pathlib.Path:
     figure, axes = figures.new_figure(3, 2, width=6.5, height=3.8)
     arms = list(context.arms)
     panels = [
@@ -118,6 +126,12 @@ def _curve(axes, lines, name: str, label: str, position: int, seeds: int) -> Non
         axes.fill_between(steps, mean - half, mean + half, color=style["color"], alpha=0.12)
 
 
+def _running_rate(lines, name: str) -> np.ndarray:
+    """Errors over chances up to each update, from the batches' rates and counts."""
+    rates, counts = _series(lines, name)[1], _series(lines, f"{name}_count")[1]
+    return np.cumsum(rates * counts) / np.maximum(np.cumsum(counts), 1.0)
+
+
 def _draw_rates(axes, context: Context, lines) -> None:
     """Estimated rates of the appeals arm with their intervals, and the true ones dashed."""
     arm = next((a for a in context.arms if a.startswith("appeals")), None)
@@ -133,10 +147,9 @@ def _draw_rates(axes, context: Context, lines) -> None:
             axes.plot(steps, mean, color=f"C{position}", label=label, linewidth=1.2)
             low, high = (_series(lines, f"{name}_{end}")[1] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=f"C{position}", alpha=0.12)
-            _, truth = _series(lines, f"equal/{arm}/channel/{rate}{suffix}")
-            if len(truth) == len(steps):
-                axes.plot(steps, truth, color=f"C{position}", linestyle=":", linewidth=1.2)
+            truth = _running_rate(lines, f"equal/{arm}/channel/{rate}{suffix}")
+            axes.plot(steps, truth, color=f"C{position}", linestyle=":", linewidth=1.2)
             position += 1
-    axes.set(xlabel="update", ylabel="noise rate: estimate, interval; dotted: measured", ylim=(0, 1))
+    axes.set(xlabel="update", ylabel="noise rate: estimate, interval; dotted: real", ylim=(0, 1))
     if position:
         axes.legend(fontsize=6, ncols=2)
