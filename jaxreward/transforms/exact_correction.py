@@ -109,8 +109,10 @@ def _sums_to_zero(table: Float[Array, "n 2 ones"]) -> Array:
 
 def _others_counts(one: Float[Array, "P G"], mask: jax.Array) -> Float[Array, "P G G"]:
     """`[p, i, t]`: weight of `t` true ones among the valid samples other than `i`."""
-    prompts, group_size = one.shape
-    start = jnp.zeros((prompts, group_size, group_size), jnp.float32).at[:, :, 0].set(1.0)
+    group_size = one.shape[1]
+    none_yet = (jnp.arange(group_size) == 0)[None, None, :]
+    # From `one`, so that under shard_map the loop starts as it goes on, varying by device.
+    start = jnp.where(none_yet, jnp.ones_like(one)[:, :, None], 0.0)
 
     def include(j, counts):
         shifted = jnp.pad(counts[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
