@@ -88,9 +88,42 @@ def binary(false_positive, false_negative) -> Channel:
     return Channel(jnp.stack(rows, axis=-2))
 
 
+def from_matrix(matrix) -> Channel:
+    """A channel from `matrix[..., i, j] = P(observe level j | true level i)`.
+
+    Raises:
+      ValueError: the matrix is not square with two levels or more, or a concrete row is not
+        a distribution.
+    """
+    channel = Channel(jnp.asarray(matrix, jnp.float32))
+    check_channel(channel)
+    return channel
+
+
+def check_channel(channel: Channel) -> None:
+    """Raises ValueError if the shape, or a concrete row, is not that of a channel."""
+    shape = channel.matrix.shape
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        raise ValueError(f"matrix has shape {shape}; allowed is [..., M, M] with M >= 2")
+    matrix = _concrete(channel.matrix)
+    if matrix is None:
+        return
+    rows = matrix.reshape(-1, shape[-1])
+    bad = ~(np.all((rows >= 0) & (rows <= 1), axis=-1) & (np.abs(rows.sum(-1) - 1) < 1e-5))
+    if np.any(bad):
+        row = ", ".join(f"{entry:.6g}" for entry in rows[np.argmax(bad)])
+        raise ValueError(f"matrix has the row ({row}); allowed are probabilities that sum to 1")
+
+
 def symmetric(rate, levels: int = 2) -> Channel:
-    """A channel that replaces the level, with probability `rate`, by a uniform other one."""
+    """A channel that replaces the level, with probability `rate`, by a uniform other one.
+
+    Raises:
+      ValueError: a concrete rate is outside [0, 1], or there are fewer than two levels.
+    """
     check_rate("rate", rate)
+    if levels < 2:
+        raise ValueError(f"levels = {levels}; allowed is >= 2")
     rate = jnp.asarray(rate, jnp.float32)[..., None, None]
     identity = jnp.broadcast_to(
         jnp.eye(levels, dtype=jnp.float32), rate.shape[:-2] + (levels, levels)

@@ -62,12 +62,14 @@ def var(
 ) -> Float[Array, "..."]:
     """Variance of the selected entries with `ddof` degrees removed; 0 with `ddof` or fewer.
 
-    Exactly 0 when all selected entries are equal: deviations are taken from the first
+    Exactly 0 when all selected entries are equal: deviations are taken from the smallest
     selected entry before the mean is, so no rounding of the mean enters.
     """
-    values = values.astype(jnp.float32)
+    values = jnp.where(mask, values.astype(jnp.float32), 0.0)
     n = count(mask, axis, keepdims=True, axis_name=axis_name)
-    low = jnp.min(jnp.where(mask, values, jnp.inf), axis=axis, keepdims=True)
+    # The shift does not change the variance, so it takes no part in the gradient.
+    low = jax.lax.stop_gradient(jnp.where(mask, values, jnp.inf))
+    low = jnp.min(low, axis=axis, keepdims=True)
     if axis_name is not None:
         low = jax.lax.pmin(low, axis_name)
     shifted = values - jnp.where(jnp.isfinite(low), low, 0.0)

@@ -40,6 +40,8 @@ class Spec(NamedTuple):
         rewards that leaves the advantages as they were: "none", "shift" or "affine".
       rates_vary: for a transform that writes rates, "prompt" if they are constant within
         a group, "sample" if not. With rates that vary by sample no correction is affine.
+      partial: whether it applies to some prompts or samples only.
+      parts: what a chain consists of, first to last.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Spec(NamedTuple):
     reward_map: str = "none"
     invariant_to: str = "none"
     rates_vary: str = "prompt"
+    partial: bool = False
+    parts: tuple["Spec", ...] = ()
 
 
 class RewardTransform(NamedTuple):
@@ -70,6 +74,13 @@ def stateless(update: Callable[[jax.Array, Signal], Signal], spec: Spec) -> Rewa
     )
 
 
+def keep_true_rewards(signal: Signal) -> Signal:
+    """The signal with its rewards as `aux["true_rewards"]`, NaN where missing, unless set."""
+    if "true_rewards" in signal.aux:
+        return signal
+    return signal.with_aux(true_rewards=jnp.where(signal.mask, signal.rewards, jnp.nan))
+
+
 def identity() -> RewardTransform:
     """The transform that does nothing."""
     return stateless(lambda key, signal: signal, Spec("identity", "record"))
@@ -82,7 +93,8 @@ def chain(
 ) -> RewardTransform:
     """Composes transforms, first to last.
 
-    Each transform gets its own key, `fold_in(key, position)`.
+    Each transform gets its own key, `fold_in(key, position)`. The parts of a chain in a chain
+    are checked as if they stood in the outer one, unless it was built with on_inert="allow".
 
     Args:
       *transforms: at least one.
@@ -93,8 +105,8 @@ def chain(
         "allow" builds it (for the control arm that shows it).
 
     Raises:
-      ValueError: a transform reads what nobody provides, rewards change after the
-        advantages are set, two corrections follow one channel.
+      ValueError: a transform reads what nobody provides, rewards or their mask change after
+        the advantages are set, advantages are set twice, two corrections follow one channel.
       InertCorrectionError: a correction would have no effect.
     """
     if not transforms:
@@ -103,9 +115,10 @@ def chain(
         raise ValueError(f"on_inert = {on_inert!r}; allowed are 'error' and 'allow'")
     specs = [transform.spec for transform in transforms]
     reads = _check_reads(specs, provided)
-    _check_order(specs)
+    parts = tuple(part for spec in specs for part in spec.parts or (spec,))
+    _check_order(parts)
     if on_inert == "error":
-        _check_inert(specs)
+        _check_inert(parts)
 
     def init():
         return tuple(transform.init() for transform in transforms)
@@ -119,7 +132,9 @@ def chain(
             new_state.append(own)
         return signal, tuple(new_state)
 
-    return RewardTransform(init, update, _joined_spec(specs, reads))
+    spec = _joined_spec(specs, reads)
+    spec = spec._replace(parts=parts if on_inert == "error" else ())
+    return RewardTransform(init, update, spec)
 
 
 def _check_reads(specs: Sequence[Spec], provided: Sequence[str] | None) -> tuple[str, ...]:
@@ -147,19 +162,19 @@ def _check_order(specs: Sequence[Spec]) -> None:
     for spec in specs:
         if spec.role == "noise":
             correction_by = None
-        if advantages_by and spec.reward_map != "none":
+        if advantages_by and (spec.reward_map != "none" or "mask" in spec.writes):
             raise ValueError(
-                f"transform {spec.name!r} changes rewards after {advantages_by!r} has turned "
-                "them into advantages, so it has no effect; put it before"
+                f"transform {spec.name!r} changes rewards or their mask after {advantages_by!r} "
+                "has turned them into advantages, so it has no effect; put it before"
             )
         if spec.role == "correction":
-            if correction_by:
+            if correction_by and not spec.partial:
                 raise ValueError(
                     f"{correction_by!r} and {spec.name!r} both correct the same channel; keep one"
                 )
             correction_by = spec.name
         if "advantages" in spec.writes:
-            if advantages_by and "advantages" not in spec.reads:
+            if advantages_by and "advantages" not in spec.reads and not spec.partial:
                 raise ValueError(
                     f"{spec.name!r} overwrites the advantages that {advantages_by!r} set; keep one"
                 )
@@ -190,7 +205,6 @@ def _check_inert(specs: Sequence[Spec]) -> None:
 def _joined_spec(specs: Sequence[Spec], reads: tuple[str, ...]) -> Spec:
     writes = tuple(dict.fromkeys(field for spec in specs for field in spec.writes))
     reward_map = max((spec.reward_map for spec in specs), key=_MAPS.index)
-    invariant_to = max((spec.invariant_to for spec in specs), key=_MAPS.index)
     rates_vary = next((s.rates_vary for s in reversed(specs) if "rates" in s.writes), "prompt")
     roles = {spec.role for spec in specs}
     return Spec(
@@ -199,13 +213,27 @@ def _joined_spec(specs: Sequence[Spec], reads: tuple[str, ...]) -> Spec:
         reads=reads,
         writes=writes,
         reward_map=reward_map,
-        invariant_to=invariant_to,
+        invariant_to=_joined_invariance(specs),
         rates_vary=rates_vary,
     )
 
 
+def _joined_invariance(specs: Sequence[Spec]) -> str:
+    """That of what sets the advantages; none where the reward is bent before."""
+    for spec in specs:
+        if spec.reward_map == "nonlinear":
+            return "none"
+        if "advantages" in spec.writes:
+            return spec.invariant_to
+    return "none"
+
+
 def where(
-    transform: RewardTransform, select: Callable[[Signal], jax.Array], name: str = ""
+    transform: RewardTransform,
+    select: Callable[[Signal], jax.Array],
+    name: str = "",
+    *,
+    reads: Sequence[str] = (),
 ) -> RewardTransform:
     """Applies a transform only to some prompts or samples.
 
@@ -214,33 +242,44 @@ def where(
         as missing, so its statistics are those of the selected ones.
       select: `(signal) -> bool [P] or [P, G]`, True where the transform applies.
       name: name in errors; default `where(<transform>)`.
+      reads: signal fields that `select` needs, so that `chain` can check them.
 
     Returns:
       A transform that leaves rewards, mask, advantages and weights of everything unselected
-      as they were; rates, metrics and aux are the transform's.
+      as they were; rates, metrics and aux are the transform's, but for the true rewards,
+      which are kept of all.
     """
 
     def update(key, signal, state):
-        chosen = _like(select(signal), signal.rewards)
-        inside = signal.replace(mask=signal.mask & chosen)
+        if "aux/true_rewards" in transform.spec.writes:
+            signal = keep_true_rewards(signal)
+        chosen = select(signal)
+        inside = signal.replace(mask=signal.mask & _like(chosen, signal.mask))
         after, state = transform.update(key, inside, state)
-        keep = {
-            "rewards": jnp.where(chosen, after.rewards, signal.rewards),
-            "mask": jnp.where(_like(select(signal), after.mask), after.mask, signal.mask),
-        }
-        for field in ("advantages", "weights"):
-            new, old = getattr(after, field), getattr(signal, field)
-            if new is not None:
-                old = jnp.full_like(new, 1.0 if field == "weights" else 0.0) if old is None else old
-                keep[field] = jnp.where(_like(select(signal), new), new, old)
-        return after.replace(**keep), state
+        return after.replace(**_merged(chosen, after, signal)), state
 
     spec = transform.spec
     maps = "nonlinear" if spec.reward_map != "none" else "none"
     spec = spec._replace(
-        name=name or f"where({spec.name})", reward_map=maps, invariant_to="none"
+        name=name or f"where({spec.name})",
+        reads=tuple(dict.fromkeys(spec.reads + tuple(reads))),
+        reward_map=maps,
+        invariant_to="none",
+        partial=True,
+        parts=(),
     )
     return RewardTransform(transform.init, update, spec)
+
+
+def _merged(chosen: jax.Array, after: Signal, before: Signal) -> dict[str, jax.Array]:
+    """Per-sample fields: those of `after` where chosen, else those of `before`."""
+    merged = {}
+    for field, default in (("rewards", 0), ("mask", False), ("advantages", 0), ("weights", 1)):
+        new, old = getattr(after, field), getattr(before, field)
+        if new is not None:
+            old = jnp.full_like(new, default) if old is None else old
+            merged[field] = jnp.where(_like(chosen, new), new, old)
+    return merged
 
 
 def record(
@@ -261,7 +300,8 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
     The state of all prompts is one table with leading axis `num_prompts`, indexed by
     `aux["prompt_id"]`; `update` gathers the rows of the batch, updates each on its own
     group (`P = 1`) under `vmap`, and scatters them back. Where a prompt stands twice in a
-    batch, the last row's state is kept. Metrics are averaged over the batch.
+    batch, the last row's state is kept. Metrics are averaged over the batch; every entry of
+    `aux` must have leading axis `[P]`.
 
     Args:
       transform: any transform.
@@ -276,19 +316,31 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
             transform.init(),
         )
 
+    def one_group(key, signal, state):
+        after, state = transform.update(key, signal, state)
+        return _rates_by_prompt(after), state
+
     def update(key, signal, table):
         ids = signal.aux["prompt_id"]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
-        before, outer = signal.metrics, _rates_by_prompt(signal.replace(metrics={}))
+        before, signal = signal.metrics, _rates_by_prompt(signal.replace(metrics={}))
         rows = jax.tree.map(lambda leaf: leaf[ids], table)
-        groups = jax.tree.map(lambda leaf: leaf[:, None], outer)
-        groups, rows = jax.vmap(transform.update)(keys, groups, rows)
-        table = jax.tree.map(lambda leaf, new: leaf.at[ids].set(new), table, rows)
+        groups = jax.tree.map(lambda leaf: leaf[:, None], signal)
+        groups, rows = jax.vmap(one_group)(keys, groups, rows)
+        last = _last_of_each(ids, num_prompts)
+        table = jax.tree.map(lambda leaf, new: leaf.at[last].set(new, mode="drop"), table, rows)
         metrics = {name: jnp.mean(value) for name, value in groups.metrics.items()}
         after = jax.tree.map(lambda leaf: leaf[:, 0], groups.replace(metrics={}))
         return after.replace(metrics={**before, **metrics}), table
 
     return RewardTransform(init, update, transform.spec)
+
+
+def _last_of_each(ids: jax.Array, num_prompts: int) -> jax.Array:
+    """The ids, with `num_prompts` in place of those that stand again in a later row."""
+    row = jnp.arange(ids.shape[0])
+    again = (ids[:, None] == ids[None, :]) & (row[:, None] < row[None, :])
+    return jnp.where(jnp.any(again, axis=1), num_prompts, ids)
 
 
 def _rates_by_prompt(signal: Signal) -> Signal:

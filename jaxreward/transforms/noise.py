@@ -1,8 +1,9 @@
 """Channels that corrupt rewards: what an imperfect verifier does, simulated.
 
 Every noise keeps the clean rewards in `aux["true_rewards"]` (NaN where missing) unless they
-are there already. Draws are a function of the key and the prompt's id, not of where the
-prompt stands in the batch or on which device. A missing reward stays missing.
+are there already. Draws are a function of the key, the prompt's id and the sample's place in
+its group, not of where the prompt stands in the batch or on which device; a prompt that
+stands twice in a batch gets the same draws twice. A missing reward stays missing.
 """
 
 from typing import Sequence
@@ -11,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from jaxreward.channel import Channel, check_rate
+from jaxreward.channel import Channel, check_channel, check_rate
 from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.transforms import sources
-from jaxreward.transforms.base import RewardTransform, Spec, stateless
+from jaxreward.transforms.base import RewardTransform, Spec, keep_true_rewards, stateless
 from jaxreward.transforms.sources import ChannelSource
 from jaxreward.types import Signal
 
@@ -28,11 +29,12 @@ def class_conditional(
 
     Args:
       source: the rates, global, by prompt or by sample (instance-dependent noise).
-      fixed_by: what a flip is decided by. "draw": afresh for every sample. "prompt": once per
-        prompt and seed, so a wrong label stays wrong for all samples and steps. "output": by
-        a hash of prompt, seed and `aux["output_id"]`, so the same response always gets the
-        same verdict.
-      seed: of "prompt" and "output".
+      fixed_by: what a flip is decided by. "draw": afresh for every sample and step. "prompt":
+        by prompt and seed, so a wrong label stays wrong for all samples and steps: a share
+        `false_positive` of the prompts accepts everything, a share `false_negative` nothing.
+        "output": by prompt, seed and `aux["output_id"]` (uint32 `[P, G]`, see `output_id`),
+        so the same response always gets the same verdict.
+      seed: of "prompt" and "output"; the key is not used by them.
 
     Raises:
       ValueError: unknown `fixed_by`.
@@ -42,11 +44,11 @@ def class_conditional(
     def update(key: jax.Array, signal: Signal) -> Signal:
         uniform = _uniform(key, signal, fixed_by, seed)
         channel = source.read(signal).expand(signal.rewards.ndim)
-        positive = jnp.where(
+        accepted = jnp.where(
             signal.rewards > 0.5, 1.0 - channel.false_negative, channel.false_positive
         )
-        observed = (uniform < positive).astype(jnp.float32)
-        return _observe(signal, observed)
+        observed = (uniform < accepted).astype(jnp.float32)
+        return _observe(signal, jnp.where(jnp.isnan(accepted), jnp.nan, observed))
 
     reads = source.reads + (("aux/output_id",) if fixed_by == "output" else ())
     return stateless(update, _spec("class_conditional", reads))
@@ -63,10 +65,14 @@ def levels(channel: Channel, values: Sequence[float]) -> RewardTransform:
     Args:
       channel: `M` levels, global or per prompt.
       values: the reward of each level; a reward counts as the nearest of them.
+
+    Raises:
+      ValueError: as many values as levels are needed; a row of the channel is no distribution.
     """
+    check_channel(channel)
+    if len(values) != channel.levels:
+        raise ValueError(f"values has {len(values)} entries; allowed are {channel.levels}")
     table = jnp.asarray(values, jnp.float32)
-    if table.shape != (channel.levels,):
-        raise ValueError(f"values has {table.shape[0]} entries; allowed are {channel.levels}")
 
     def update(key: jax.Array, signal: Signal) -> Signal:
         distance = jnp.abs(signal.rewards[..., None] - _last_axis(table, signal.rewards.ndim))
@@ -84,13 +90,17 @@ def levels(channel: Channel, values: Sequence[float]) -> RewardTransform:
 
 
 def gaussian(std: Number) -> RewardTransform:
-    """Adds independent Gaussian noise of standard deviation `std` >= 0."""
+    """Adds independent Gaussian noise of standard deviation `std` >= 0.
+
+    Raises:
+      ValueError: `std` is negative.
+    """
     check_number("std", std, lambda value: value >= 0, ">= 0")
 
     def update(key: jax.Array, signal: Signal) -> Signal:
         shape = signal.rewards.shape[1:]
         noise = jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(_keys(key, signal))
-        return _observe(signal, signal.rewards + std * noise)
+        return _observe(signal, signal.rewards + jnp.asarray(std, jnp.float32) * noise)
 
     return stateless(update, _spec("gaussian", ()))
 
@@ -108,7 +118,13 @@ def hackable(pattern: str) -> RewardTransform:
 
 
 def random_reward(rate: Number = 0.5) -> RewardTransform:
-    """The control arm: rewards replaced by coin flips with P(1) = `rate`, per sample."""
+    """The control arm: rewards replaced by coin flips with P(1) = `rate`, per sample.
+
+    Whatever it gains is not due to the reward (arXiv 2506.10947).
+
+    Raises:
+      ValueError: `rate` is not a probability.
+    """
     check_rate("rate", rate)
 
     def update(key: jax.Array, signal: Signal) -> Signal:
@@ -119,14 +135,19 @@ def random_reward(rate: Number = 0.5) -> RewardTransform:
 
 
 def drop(rate: Number) -> RewardTransform:
-    """Makes each reward missing with probability `rate`, independently."""
+    """Makes each reward missing with probability `rate`, independently.
+
+    Raises:
+      ValueError: `rate` is not a probability.
+    """
     check_rate("rate", rate)
 
     def update(key: jax.Array, signal: Signal) -> Signal:
         kept = _uniform(key, signal, "draw", 0) >= rate
         return _observe(signal, signal.rewards).replace(mask=signal.mask & kept)
 
-    return stateless(update, _spec("drop", ()))
+    spec = _spec("drop", ())._replace(writes=("mask", "aux/true_rewards"), reward_map="none")
+    return stateless(update, spec)
 
 
 def use_true_rewards() -> RewardTransform:
@@ -138,13 +159,18 @@ def use_true_rewards() -> RewardTransform:
         known = jnp.isfinite(true)
         return signal.replace(rewards=jnp.where(known, true, 0.0), mask=known)
 
-    return stateless(update, _spec("use_true_rewards", ("aux/true_rewards",)))
+    spec = _spec("use_true_rewards", ("aux/true_rewards",))._replace(writes=("rewards", "mask"))
+    return stateless(update, spec)
 
 
 def output_id(
     tokens: Int[Array, "P G S"], mask: Bool[Array, "P G S"]
 ) -> UInt[Array, "P G"]:
-    """A hash of each output's tokens, equal for equal outputs (32-bit FNV-1a over tokens)."""
+    """A hash of each output's tokens, equal for equal outputs whatever their padding.
+
+    32-bit FNV-1a with a token in place of a byte; two given outputs collide about once in
+    2^32.
+    """
     prime = jnp.uint32(16777619)
 
     def absorb(state, column):
@@ -180,12 +206,10 @@ def _uniform(key: jax.Array, signal: Signal, fixed_by: str, seed: int) -> Float[
 
 
 def _observe(signal: Signal, observed: Array) -> Signal:
-    """The signal with observed rewards, the clean ones kept in `aux`."""
-    rewards = jnp.where(signal.mask, observed, signal.rewards)
-    if "true_rewards" not in signal.aux:
-        clean = jnp.where(signal.mask, signal.rewards, jnp.nan)
-        signal = signal.with_aux(true_rewards=clean)
-    return signal.replace(rewards=rewards)
+    """The signal with observed rewards, the clean ones kept; NaN makes a reward missing."""
+    mask = signal.mask & ~jnp.isnan(observed)
+    rewards = jnp.where(mask, observed, signal.rewards)
+    return keep_true_rewards(signal).replace(rewards=rewards, mask=mask)
 
 
 def _first_axis(values: Array, ndim: int) -> Array:
