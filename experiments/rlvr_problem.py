@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from experiments.verification import Verification
-from jaxreward.losses import supervised
+from jaxreward.policies import supervised
 from jaxreward.networks.transformer import TransformerConfig
 from jaxreward.policies import language
 from jaxreward.tasks import datasets, pipeline, tokenizer

@@ -93,10 +93,6 @@ def make_population(
     names, members = tuple(arms), int(seed_index.shape[0])
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
-    steps = {
-        name: make_update_step(_no_loss, transform, optax.identity())
-        for name, transform in arms.items()
-    }
 
     def learner(run_hyper: Hyper):
         return make_update_step(
@@ -126,25 +122,37 @@ def make_population(
         return jax.vmap(one)(state.runs, per_seed(prompts))
 
     def update(state, rewards, mask, trajectories, aux):
-        signals, chains, metrics = [], [], {}
-        for position, name in enumerate(names):
-            own = slice(position * members, (position + 1) * members)
-            inputs = (state.runs, rewards, mask, trajectories, aux)
-            run, *fields = jax.tree.map(lambda leaf: leaf[own], inputs)
-            run = dataclasses.replace(run, chain_state=state.chains[position])
-            run, signal, metrics[name] = jax.vmap(_credit(steps[name]))(run, *fields)
-            chains.append(run.chain_state)
-            signals.append(signal)
-        signal = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *_same_rank(signals))
+        inputs = (rewards, mask, trajectories, aux)
+        chains, signal, metrics = _credit_all(arms, state, inputs, members)
         runs, learned = jax.vmap(lambda h, run, s: learner(h).learn(run, s))(
             flat_hyper, state.runs, signal
         )
         for position, name in enumerate(names):
-            own = slice(position * members, (position + 1) * members)
+            own = _runs_of(position, members)
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
-        return PopulationState(runs, tuple(chains)), metrics
+        return PopulationState(runs, chains), metrics
 
     return Population(names, members, init, rollout, update, flat_seeds, per_seed)
+
+
+def _runs_of(position: int, members: int) -> slice:
+    """The runs of an arm."""
+    return slice(position * members, (position + 1) * members)
+
+
+def _credit_all(arms: dict[str, RewardTransform], state: PopulationState, inputs, members: int):
+    """Each arm's chain over its own runs: new chain states, one joint signal, metrics by arm."""
+    signals, chains, metrics = [], [], {}
+    for position, (name, transform) in enumerate(arms.items()):
+        step = make_update_step(_no_loss, transform, optax.identity())
+        own = _runs_of(position, members)
+        run, *fields = jax.tree.map(lambda leaf: leaf[own], (state.runs, *inputs))
+        run = dataclasses.replace(run, chain_state=state.chains[position])
+        run, signal, metrics[name] = jax.vmap(_credit(step))(run, *fields)
+        chains.append(run.chain_state)
+        signals.append(signal)
+    joint = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *_same_rank(signals))
+    return tuple(chains), joint, metrics
 
 
 def _no_loss(params: Any, signal: Signal):
