@@ -40,6 +40,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.task.labels = 60  # training prompts whose answer the warm start sees
 
     config.warm_start = ml_collections.ConfigDict()  # full-batch gradient descent from uniform
+    # The reference of `experiments.digits_report` does not say how long its warm start is: of
+    # 20, 40, 80 and 300 steps this one agrees with its figures at KL coefficient 0.2.
     config.warm_start.steps = 20
     config.warm_start.learning_rate = 1.0
 
