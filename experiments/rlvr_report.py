@@ -21,7 +21,8 @@ def write(context: Context, stage: Stage, final: dict[str, np.ndarray]) -> None:
       final: final evaluation by name, `[A, M]`, member = setting x seed.
     """
     config, workdir = context.config, pathlib.Path(context.workdir)
-    lines = [json.loads(line) for line in (workdir / COMPARE / "metrics.jsonl").open()]
+    text = (workdir / COMPARE / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     results = report.summarize(_per_seed(context, stage, final))
     claims = _claims(config, results)
     seeds = list(range(stage.first_seed, stage.first_seed + stage.seeds))

@@ -135,6 +135,9 @@ def make_population(
     return Population(names, members, init, rollout, update, flat_seeds, per_seed)
 
 
+_LEARNED_FROM = ("prompt_id", "reference_log_probs", "old_log_probs")
+
+
 def _runs_of(position: int, members: int) -> slice:
     """The runs of an arm."""
     return slice(position * members, (position + 1) * members)
@@ -179,7 +182,7 @@ def _learnable(signal: Signal) -> Signal:
     weights = signal.weights
     if weights is None:
         weights = jnp.ones(signal.rewards.shape[:2], jnp.float32)
-    kept = {k: v for k, v in signal.aux.items() if k in ("prompt_id", "reference_log_probs")}
+    kept = {k: v for k, v in signal.aux.items() if k in _LEARNED_FROM}
     return signal.replace(weights=weights, rates=None, metrics={}, aux=kept)
 
 
