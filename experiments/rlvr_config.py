@@ -54,6 +54,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.choice(config, "loss.objective", ("clip", "cispo", "reinforce"))
     check.choice(config, "loss.ratio", ("token", "sequence", "sequence_token"))
     check.choice(config, "loss.normalize", ("token", "sequence", "constant"))
+    if config.prompts_per_step > config.task.prompts:
+        raise ConfigError(
+            f"config.prompts_per_step = {config.prompts_per_step}; allowed is 1 to task.prompts = "
+            f"{config.task.prompts}"
+        )
     _check_model(config)
     _check_arms(config)
     _check_rates(config)

@@ -139,18 +139,21 @@ def train(context: Context, stage: Stage) -> dict[str, np.ndarray]:
       The final evaluation by name, `[A, M]`.
     """
     config, population = context.config, make_population(context, stage)
-    batches = pipeline.make_pipeline(
-        context.problem.train,
-        stage.seeds * config.prompts_per_step,
-        seed=config.seed + stage.first_seed,
-        fingerprint=context.problem.fingerprint,
-    )
-    iterator = iter(batches.dataset)
+    batches = [
+        pipeline.make_pipeline(
+            context.problem.train,
+            config.prompts_per_step,
+            seed=config.seed + stage.first_seed + index,
+            fingerprint=context.problem.fingerprint,
+        )
+        for index in range(stage.seeds)
+    ]
+    iterators = [iter(each.dataset) for each in batches]
     step_fn, evaluate_fn = make_step(context, population), make_evaluate(context, population)
 
     def iteration(state, step):
         del step
-        rows = _by_seed(next(iterator), stage.seeds)
+        rows = _stack([next(iterator) for iterator in iterators])
         state, metrics = step_fn(state, rows)
         return state, named(stage, population, metrics)
 
@@ -170,10 +173,7 @@ def train(context: Context, stage: Stage) -> dict[str, np.ndarray]:
         ),
         workdir=pathlib.Path(context.workdir) / stage.name,
         evaluate=evaluate,
-        host=loop.HostState(
-            get=lambda: pipeline.save_position(batches, iterator).decode(),
-            set=lambda position: pipeline.restore_position(batches, iterator, position.encode()),
-        ),
+        host=_positions(batches, iterators),
         safety=loop.Safety(
             lambda state: populations.skipped_in_a_row(state, population.arms),
             config.safety.max_skipped_in_a_row,
@@ -299,9 +299,23 @@ def named(stage: Stage, population: Population, metrics) -> dict[str, Any]:
     return flat
 
 
-def _by_seed(batch: pipeline.Batch, seeds: int) -> pipeline.Batch:
-    """Rows `[seeds * P, ...]` as `[seeds, P, ...]`."""
-    return {name: rows.reshape((seeds, -1) + rows.shape[1:]) for name, rows in batch.items()}
+def _stack(rows: list[pipeline.Batch]) -> pipeline.Batch:
+    """The seeds' rows as `[seeds, P, ...]`."""
+    return {name: np.stack([own[name] for own in rows]) for name in rows[0]}
+
+
+def _positions(batches: list[pipeline.Pipeline], iterators: list[Any]) -> loop.HostState:
+    """Where every seed's iterator stands, for the checkpoint."""
+
+    def get() -> list[str]:
+        pairs = zip(batches, iterators)
+        return [pipeline.save_position(each, iterator).decode() for each, iterator in pairs]
+
+    def set_all(positions: list[str]) -> None:
+        for each, iterator, position in zip(batches, iterators, positions):
+            pipeline.restore_position(each, iterator, position.encode())
+
+    return loop.HostState(get, set_all)
 
 
 def _numeric(rows: dict[str, Any]) -> dict[str, Any]:
