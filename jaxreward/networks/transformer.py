@@ -65,6 +65,12 @@ class TransformerConfig:
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "intermediate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; allowed is >= 1")
+        if self.head_dim < 0:
+            raise ValueError(f"head_dim = {self.head_dim}; allowed is >= 1, or 0")
+        if not self.rope_theta > 0:
+            raise ValueError(f"rope_theta = {self.rope_theta}; allowed is > 0")
+        if not self.norm_epsilon >= 0:
+            raise ValueError(f"norm_epsilon = {self.norm_epsilon}; allowed is >= 0")
         if self.heads % self.kv_heads:
             raise ValueError(f"kv_heads = {self.kv_heads}; allowed are divisors of {self.heads}")
         if not self.head_dim and self.width % self.heads:

@@ -58,10 +58,15 @@ def _pick(log_probs: Array, tokens: Array) -> tuple[Array, Array]:
     return tokens.astype(jnp.int32), picked
 
 
+def is_greedy(temperature) -> bool:
+    """Whether a temperature stands for the most probable token; a traced one never does."""
+    return not isinstance(temperature, jax.core.Tracer) and bool(temperature == GREEDY)
+
+
 def check(temperature, top_k: int, top_p: float) -> None:
     """Raises ValueError for sampling settings that mean nothing."""
-    if isinstance(temperature, (int, float)) and not temperature >= 0:
-        raise ValueError(f"temperature = {temperature}; allowed is > 0, or 0 for greedy")
+    if not isinstance(temperature, jax.core.Tracer) and not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature = {temperature}; allowed is > 0 and finite, or 0 for greedy")
     if top_k < 0:
         raise ValueError(f"top_k = {top_k}; allowed is >= 1, or 0 for no filter")
     if not 0 < top_p <= 1:

@@ -32,7 +32,7 @@ MASK = jnp.asarray(
 @pytest.fixture(scope="module")
 def params():
     policy = language_policy(CONFIG, max_new_tokens=2, stop_tokens=(), pad_token=0)
-    return policy.init(jax.random.key(0))
+    return jax.jit(policy.init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
