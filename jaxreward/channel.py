@@ -95,24 +95,29 @@ def from_matrix(matrix) -> Channel:
       ValueError: the matrix is not square with two levels or more, or a concrete row is not
         a distribution.
     """
-    channel = Channel(jnp.asarray(matrix, jnp.float32))
+    matrix = jnp.asarray(matrix, jnp.float32)
+    _check_square(matrix.shape)
+    channel = Channel(matrix)
     check_channel(channel)
     return channel
 
 
 def check_channel(channel: Channel) -> None:
     """Raises ValueError if the shape, or a concrete row, is not that of a channel."""
-    shape = channel.matrix.shape
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
-        raise ValueError(f"matrix has shape {shape}; allowed is [..., M, M] with M >= 2")
+    _check_square(channel.matrix.shape)
     matrix = _concrete(channel.matrix)
     if matrix is None:
         return
-    rows = matrix.reshape(-1, shape[-1])
+    rows = matrix.reshape(-1, channel.levels)
     bad = ~(np.all((rows >= 0) & (rows <= 1), axis=-1) & (np.abs(rows.sum(-1) - 1) < 1e-5))
     if np.any(bad):
         row = ", ".join(f"{entry:.6g}" for entry in rows[np.argmax(bad)])
         raise ValueError(f"matrix has the row ({row}); allowed are probabilities that sum to 1")
+
+
+def _check_square(shape: tuple[int, ...]) -> None:
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        raise ValueError(f"matrix has shape {shape}; allowed is [..., M, M] with M >= 2")
 
 
 def symmetric(rate, levels: int = 2) -> Channel:
@@ -152,7 +157,7 @@ def check_correctable(channel: Channel, min_determinant: float = MIN_DETERMINANT
     if channel.levels == 2:
         determinant = 1.0 - false_positive - false_negative
     else:
-        determinant = np.linalg.det(matrix)
+        determinant = np.abs(np.linalg.det(matrix))  # one below 0 can be inverted as well
     if np.all(determinant >= min_determinant):
         return
     worst = float(np.min(determinant))

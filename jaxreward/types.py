@@ -98,15 +98,29 @@ def make_signal(
       prompt_id: which prompt each row is; default `0..P-1`.
       trajectories: the trajectories that earned the rewards.
       **aux: further side information with leading axis `[P]` or `[P, G]`.
+
+    Raises:
+      ValueError: a shape or dtype other than these.
     """
     rewards = jnp.asarray(rewards)
     if rewards.ndim not in (2, 3):
-        raise ValueError(f"rewards must have shape [P, G] or [P, G, S], got {rewards.shape}")
+        raise ValueError(f"rewards have shape {rewards.shape}; allowed is [P, G] or [P, G, S]")
     rewards = rewards.astype(jnp.float32)
     finite = jnp.isfinite(rewards)
-    mask = finite if mask is None else jnp.asarray(mask) & finite
+    mask = finite if mask is None else jnp.asarray(mask)
+    if mask.shape != rewards.shape or mask.dtype != bool:
+        raise ValueError(
+            f"mask is {mask.dtype} of shape {mask.shape}; allowed is bool {rewards.shape}"
+        )
+    mask = mask & finite
+    prompts = rewards.shape[:1]
     if prompt_id is None:
-        prompt_id = jnp.arange(rewards.shape[0], dtype=jnp.int32)
+        prompt_id = jnp.arange(*prompts, dtype=jnp.int32)
+    prompt_id = jnp.asarray(prompt_id)
+    if prompt_id.shape != prompts or not jnp.issubdtype(prompt_id.dtype, jnp.integer):
+        raise ValueError(
+            f"prompt_id is {prompt_id.dtype} of shape {prompt_id.shape}; allowed is int {prompts}"
+        )
     return Signal(
         rewards=jnp.where(mask, rewards, 0.0),
         mask=mask,

@@ -23,7 +23,7 @@ FIXED_BY = ("draw", "prompt", "output")
 
 
 def class_conditional(
-    source: ChannelSource, *, fixed_by: str = "draw", seed: int = 0
+    source: ChannelSource, *, fixed_by: str = "draw", seed: int | jax.Array = 0
 ) -> RewardTransform:
     """Flips binary rewards through a channel: P(flip) depends on the true reward.
 
@@ -54,7 +54,9 @@ def class_conditional(
     return stateless(update, _spec("class_conditional", reads))
 
 
-def symmetric(rate: Number, *, fixed_by: str = "draw", seed: int = 0) -> RewardTransform:
+def symmetric(
+    rate: Number, *, fixed_by: str = "draw", seed: int | jax.Array = 0
+) -> RewardTransform:
     """Flips binary rewards with one probability: `class_conditional` with equal rates."""
     return class_conditional(sources.constant(rate, rate), fixed_by=fixed_by, seed=seed)
 
@@ -188,7 +190,7 @@ def _keys(key: jax.Array, signal: Signal) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(signal.aux["prompt_id"])
 
 
-def _uniform(key: jax.Array, signal: Signal, fixed_by: str, seed: int) -> Float[Array, "P G *S"]:
+def _uniform(key: jax.Array, signal: Signal, fixed_by: str, seed) -> Float[Array, "P G *S"]:
     """Uniform draws in [0, 1) for every reward, decided by what `fixed_by` says."""
     shape = signal.rewards.shape[1:]
     if fixed_by == "draw":

@@ -107,8 +107,8 @@ def appeals(
     policy improves, as long as the channel itself stays.
 
     The estimate is moved towards the prior, that of an index towards the one over all
-    indices. The interval is of the data alone (95% by default). It assumes that verdicts err independently,
-    so with noise fixed by prompt or output it is too narrow.
+    indices. The interval is of the data alone (95% by default); it assumes that verdicts err
+    independently, so with noise fixed by prompt or output it is too narrow.
 
     Args:
       by: entry of `aux` with an int32 index in `[0, num)`; "" for one pair of rates.
@@ -137,15 +137,9 @@ def appeals(
     channels.check_correctable(channels.binary(*prior))
     prior = Rates(*(jnp.asarray(rate, jnp.float32) for rate in (*prior, 0.0)))
 
-    def infer(counts: WeightedRechecks, towards: Rates) -> tuple[Rates, Estimate]:
-        plain = recheck_counts.effective(counts)
-        if rechecks_positives:
-            estimate = recheck_counts.estimate(plain, z)
-        else:
-            estimate = recheck_counts.estimate_one_sided(plain, prior.false_positive, z)
-        one_sided = not rechecks_positives
-        rates = recheck_counts.shrink(estimate.rates, plain, towards, prior_strength, one_sided)
-        return rates, estimate._replace(rates=rates)
+    def infer(counts: WeightedRechecks, towards: Rates) -> Estimate:
+        given = None if rechecks_positives else prior.false_positive
+        return _infer(counts, towards, prior_strength, given, z)
 
     def update(key: jax.Array, signal: Signal, counts: WeightedRechecks):
         del key
@@ -154,12 +148,12 @@ def appeals(
         if axis_name is not None:
             new = jax.tree.map(lambda leaf: jax.lax.psum(leaf, axis_name), new)
         counts = recheck_counts.accumulate(counts, new, decay)
-        rates, overall = infer(recheck_counts.pooled(counts), prior)
-        estimates = overall
+        overall = estimates = infer(recheck_counts.pooled(counts), prior)
         if num > 1:
-            rates, estimates = infer(counts, rates)
-        metrics = recheck_counts.estimate_metrics(overall, estimates)
+            estimates = infer(counts, overall.rates)
+        metrics = recheck_counts.estimate_metrics(overall, estimates if by else None)
         metrics |= _numbers(signal, axis_name)
+        rates = estimates.rates
         if fix_rewards:
             signal, rates = _fixed(signal), _left(rates, new)
         table = channels.binary(rates.false_positive, rates.false_negative)
@@ -168,6 +162,18 @@ def appeals(
 
     spec = _appeals_spec(by, per, fix_rewards)
     return RewardTransform(lambda: recheck_counts.no_rechecks(num), update, spec)
+
+
+def _infer(counts: WeightedRechecks, towards: Rates, strength, given, z) -> Estimate:
+    """The estimate moved `towards` others; `given` is a false_positive that is not estimated."""
+    plain = recheck_counts.effective(counts)
+    if given is None:
+        estimate = recheck_counts.estimate(plain, z)
+    else:
+        estimate = recheck_counts.estimate_one_sided(plain, given, z)
+    one_sided = given is not None
+    rates = recheck_counts.shrink(estimate.rates, plain, towards, strength, one_sided)
+    return estimate._replace(rates=rates)
 
 
 def _appeals_spec(by: str, per: str, fix_rewards: bool) -> Spec:
