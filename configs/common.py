@@ -208,7 +208,7 @@ def smoke(config: ml_collections.ConfigDict) -> None:
 
 
 def keep_arms(config: ml_collections.ConfigDict, names: tuple[str, ...]) -> None:
-    """Leaves only the named arms, and the claims and controls among them."""
+    """Leaves only the named arms, and the transforms, claims and controls among them."""
     for arm in [arm for arm in config.arms if arm not in names]:
         del config.arms[arm]
     for arm in [a for a in config.controls if a not in names or config.controls[a] not in names]:
@@ -216,3 +216,6 @@ def keep_arms(config: ml_collections.ConfigDict, names: tuple[str, ...]) -> None
     for key in list(config.claims):
         if not {config.claims[key].better, config.claims[key].worse} <= set(names):
             del config.claims[key]
+    used = {name for arm in config.arms for name in config.arms[arm]}
+    for name in [name for name in config.transforms if name not in used]:
+        del config.transforms[name]
