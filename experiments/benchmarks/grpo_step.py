@@ -85,7 +85,7 @@ def make_iteration():
         config, max_new_tokens=SHAPES["new_tokens"], stop_tokens=(2,), pad_token=0
     )
     loss = policy_objective(policy, normalize="token")
-    step = make_update_step(loss, advantage.grpo(), optax.adamw(1e-4))
+    step = make_update_step(loss, advantage.grpo(), optax.adamw(1e-4), accumulate=8)
     tokens = 3 + jnp.arange(SHAPES["prompt_length"], dtype=jnp.int32) % 10
     shape = (SHAPES["prompts"], SHAPES["prompt_length"])
     lengths = jnp.full(shape[:1], shape[1], jnp.int32)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxreward.networks import rotary
+from jaxreward.networks import dense, rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,7 @@ class RMSNorm(nn.Module):
 
 
 def _dense(config: TransformerConfig, features: int, use_bias: bool = False) -> nn.Dense:
-    return nn.Dense(
-        features, use_bias=use_bias, dtype=config.dtype, param_dtype=config.param_dtype
-    )
+    return dense.dense(features, config.dtype, config.param_dtype, use_bias)
 
 
 class Attention(nn.Module):

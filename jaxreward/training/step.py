@@ -100,11 +100,9 @@ def make_update_step(
         raise ValueError(f"spike_factor = {spike_factor}; allowed is >= 0")
 
     def init(key: jax.Array, params: Any) -> TrainState:
-        zero = jnp.zeros((), jnp.int32)
-        norms = (jnp.zeros((), jnp.float32), zero)
-        return TrainState(
-            zero, params, (optimizer.init(params), norms), transform.init(), key, zero, zero
-        )
+        zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]  # own buffers: all can be donated
+        opt_state = (optimizer.init(params), (jnp.zeros((), jnp.float32), zeros.pop()))
+        return TrainState(zeros.pop(), params, opt_state, transform.init(), key, *zeros)
 
     def credit(state: TrainState, signal: Signal) -> tuple[TrainState, Signal]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _CHAIN)

@@ -318,7 +318,7 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
 
     def one_group(key, signal, state):
         after, state = transform.update(key, signal, state)
-        return _rates_by_prompt(after), state
+        return _rates_by_prompt(after).replace(metrics={}), after.metrics, state
 
     def update(key, signal, table):
         ids = signal.aux["prompt_id"]
@@ -326,11 +326,11 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
         before, signal = signal.metrics, _rates_by_prompt(signal.replace(metrics={}))
         rows = jax.tree.map(lambda leaf: leaf[ids], table)
         groups = jax.tree.map(lambda leaf: leaf[:, None], signal)
-        groups, rows = jax.vmap(one_group)(keys, groups, rows)
+        groups, recorded, rows = jax.vmap(one_group)(keys, groups, rows)
         last = _last_of_each(ids, num_prompts)
         table = jax.tree.map(lambda leaf, new: leaf.at[last].set(new, mode="drop"), table, rows)
-        metrics = {name: jnp.mean(value) for name, value in groups.metrics.items()}
-        after = jax.tree.map(lambda leaf: leaf[:, 0], groups.replace(metrics={}))
+        metrics = {name: jnp.mean(value) for name, value in recorded.items()}
+        after = jax.tree.map(lambda leaf: leaf[:, 0], groups)
         return after.replace(metrics={**before, **metrics}), table
 
     return RewardTransform(init, update, transform.spec)

@@ -1,0 +1,46 @@
+"""The dense layer gives the values and gradients of the plain one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.networks import dense
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4, 5), (5,)])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_values_and_gradients_are_those_of_the_plain_layer(shape, use_bias):
+    x = jax.random.normal(jax.random.key(0), shape)
+    ours = dense.dense(7, "float32", "float32", use_bias)
+    plain = nn.Dense(7, use_bias=use_bias)
+    params = plain.init(jax.random.key(1), x)
+
+    def loss(layer):
+        return lambda params, x: jnp.sum(jnp.sin(layer.apply(params, x)))
+
+    expected = jax.value_and_grad(loss(plain), argnums=(0, 1))(params, x)
+    found = jax.jit(jax.value_and_grad(loss(ours), argnums=(0, 1)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_one_program_for_many_members():
+    x = jax.random.normal(jax.random.key(0), (4, 3, 5))
+    layer = dense.dense(2, "float32", "float32")
+    params = jax.vmap(layer.init)(jax.random.split(jax.random.key(1), 4), x)
+    grad = jax.grad(lambda params, x: jnp.sum(jnp.tanh(layer.apply(params, x))))
+    together = jax.vmap(grad)(params, x)
+    alone = [grad(jax.tree.map(lambda a: a[i], params), x[i]) for i in range(4)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together, stacked)
+
+
+def test_activations_in_bfloat16_have_float32_parameter_gradients():
+    x = jax.random.normal(jax.random.key(0), (6, 5)).astype(jnp.bfloat16)
+    layer = dense.dense(4, "bfloat16", "float32")
+    params = layer.init(jax.random.key(1), x)
+    value = layer.apply(params, x)
+    grads = jax.grad(lambda p: jnp.sum(layer.apply(p, x).astype(jnp.float32)))(params)
+    assert value.dtype == jnp.bfloat16
+    assert grads["params"]["kernel"].dtype == jnp.float32
