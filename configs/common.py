@@ -15,6 +15,7 @@ def rlvr() -> ml_collections.ConfigDict:
     config.steps = 80  # updates per run
     config.prompts_per_step = 16  # P
     config.group_size = 8  # G
+    config.runs_at_a_time = 4  # side by side in one program; 0: all, for accelerators
 
     config.task = ml_collections.ConfigDict()
     config.task.dataset = ""  # tensorflow-datasets builder / config

@@ -35,6 +35,7 @@ _NOT_NEGATIVE = (
     "hyper.kl_coefficient",
     "tune.kl_coefficient",
     "safety.spike_factor",
+    "runs_at_a_time",
 )
 
 

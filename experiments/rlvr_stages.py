@@ -87,8 +87,6 @@ def comparison_stage(
     return Stage(COMPARE, hyper, seed_index, config.seeds, REPORTING, config.steps)
 
 
-
-
 class Context(NamedTuple):
     """What every stage needs.
 
@@ -129,6 +127,7 @@ def make_population(context: Context, stage: Stage) -> Population:
         group_size=config.group_size,
         first_seed=stage.first_seed,
         spike_factor=config.safety.spike_factor,
+        runs_at_a_time=config.runs_at_a_time,
     )
 
 
@@ -197,8 +196,8 @@ def make_step(context: Context, population: Population) -> Callable[..., Any]:
     def rollout(state, rows):
         prompts = Prompts(rows["tokens"], rows["lengths"])
         trajectories = population.rollout(state, prompts)
-        scores = jax.vmap(policy.log_prob, in_axes=(None, 0))(reference, trajectories)
-        return trajectories, scores.log_probs
+        score = lambda own: policy.log_prob(reference, own).log_probs
+        return trajectories, population.each_run(score, trajectories)
 
     def update(state, rows, trajectories, reference_log_probs, verdict):
         own = population.per_seed({k: rows[k] for k in ("prompt_id", "prompt_type")})
@@ -257,7 +256,7 @@ def make_evaluate(context: Context, population: Population) -> Callable[..., Any
     @jax.jit
     def sample(state):
         draw = lambda params: policy.sample(params, key, prompts, count)
-        return jax.vmap(draw)(state.runs.params)
+        return population.each_run(draw, state.runs.params)
 
     def accuracies(verdict):
         true, seen = jnp.asarray(verdict.true_rewards), jnp.asarray(verdict.rewards)

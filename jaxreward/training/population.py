@@ -1,7 +1,7 @@
 """Arms x hyper-parameters x seeds of a comparison as one program.
 
 A *run* is one (arm, hyper-parameters, seed). All runs share shapes, so sampling and
-learning are vmapped over every run and compiled once; only the reward chains differ
+learning are mapped over every run and compiled once; only the reward chains differ
 between arms, and each is vmapped over its own runs. Runs are ordered arm by arm, `M`
 members each: run `r` is member `r % M` of arm `r // M`.
 
@@ -52,6 +52,7 @@ class Population(NamedTuple):
         axis `[A * M]`; metrics are `{arm: {name: [M]}}`.
       seed_of_run: numpy int32 `[A * M]`, the index of each run's seed.
       per_seed: `(tree [seeds, ...]) -> tree [A * M, ...]`.
+      each_run: `(function, *trees [A * M, ...])`, the function mapped over all runs.
     """
 
     arms: tuple[str, ...]
@@ -61,6 +62,7 @@ class Population(NamedTuple):
     update: Callable[..., tuple[PopulationState, dict[str, dict[str, jax.Array]]]]
     seed_of_run: np.ndarray
     per_seed: Callable[[Any], Any]
+    each_run: Callable[..., Any]
 
 
 def make_population(
@@ -75,6 +77,7 @@ def make_population(
     first_seed: int = 0,
     accumulate: int = 1,
     spike_factor: float = 0.0,
+    runs_at_a_time: int = 0,
 ) -> Population:
     """Builds the population.
 
@@ -89,7 +92,14 @@ def make_population(
       first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
       accumulate: micro-batches per update.
       spike_factor: see `make_update_step`.
+      runs_at_a_time: runs that sample and learn side by side, the others waiting; 0 for all.
+        Small policies on a CPU are fastest when a few fit its cache; it also bounds memory.
+
+    Raises:
+      ValueError: `runs_at_a_time` < 0.
     """
+    if runs_at_a_time < 0:
+        raise ValueError(f"runs_at_a_time = {runs_at_a_time}; allowed is >= 1, or 0 for all")
     names, members = tuple(arms), int(seed_index.shape[0])
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
@@ -112,6 +122,11 @@ def make_population(
         chains = tuple(_repeat(arms[name].init(), members) for name in names)
         return PopulationState(runs, chains)
 
+    def each_run(function: Callable[..., Any], *trees: Any) -> Any:
+        if not 0 < runs_at_a_time < flat_seeds.size:
+            return jax.vmap(function)(*trees)
+        return jax.lax.map(lambda own: function(*own), trees, batch_size=runs_at_a_time)
+
     def per_seed(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[flat_seeds], tree)
 
@@ -119,20 +134,21 @@ def make_population(
         def one(run, own_prompts):
             return policy.sample(run.params, sample_key(run), own_prompts, group_size)
 
-        return jax.vmap(one)(state.runs, per_seed(prompts))
+        return each_run(one, state.runs, per_seed(prompts))
 
     def update(state, rewards, mask, trajectories, aux):
         inputs = (rewards, mask, trajectories, aux)
         chains, signal, metrics = _credit_all(arms, state, inputs, members)
-        runs, learned = jax.vmap(lambda h, run, s: learner(h).learn(run, s))(
-            flat_hyper, state.runs, signal
-        )
+        learn = lambda run_hyper, run, own: learner(run_hyper).learn(run, own)
+        runs, learned = each_run(learn, flat_hyper, state.runs, signal)
         for position, name in enumerate(names):
             own = _runs_of(position, members)
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
         return PopulationState(runs, chains), metrics
 
-    return Population(names, members, init, rollout, update, flat_seeds, per_seed)
+    return Population(
+        names, members, init, rollout, update, flat_seeds, per_seed, each_run
+    )
 
 
 _LEARNED_FROM = ("prompt_id", "reference_log_probs", "old_log_probs")

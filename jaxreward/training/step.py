@@ -205,6 +205,8 @@ def _accumulated_gradient(loss: LossFn, params: Any, signal: Signal, parts: int)
 def split_prompts(signal: Signal, parts: int) -> Signal:
     """The signal with prompts split into a new leading axis of `parts`; metrics dropped.
 
+    Part `i` holds prompts `i, i + parts, ...`: prompts sharded over devices stay where they are.
+
     Raises:
       ValueError: the number of prompts is not divisible by `parts`.
     """
@@ -214,7 +216,8 @@ def split_prompts(signal: Signal, parts: int) -> Signal:
             f"{prompts} prompts cannot be split into {parts} micro-batches; allowed are divisors"
         )
     signal = signal.replace(metrics={}, rates=None)
-    return jax.tree.map(lambda x: x.reshape((parts, prompts // parts) + x.shape[1:]), signal)
+    split = lambda x: x.reshape((prompts // parts, parts) + x.shape[1:])
+    return jax.tree.map(lambda x: jnp.swapaxes(split(x), 0, 1), signal)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxreward.losses.policy import policy_objective
 from jaxreward.policies import tabular
@@ -22,7 +23,7 @@ def _rewards(trajectories, ids):
     return (actions == ids[..., None] % 4).astype(jnp.float32)
 
 
-def _population(arms, rates):
+def _population(arms, rates, runs_at_a_time=0):
     hyper = {"learning_rate": jnp.asarray(rates, jnp.float32)}
     return populations.make_population(
         POLICY,
@@ -33,6 +34,7 @@ def _population(arms, rates):
         np.array([0, 1], np.int32),
         group_size=4,
         first_seed=7,
+        runs_at_a_time=runs_at_a_time,
     )
 
 
@@ -49,6 +51,23 @@ def _run(population, steps=3):
     for _ in range(steps):
         state, metrics = iteration(state)
     return state, metrics
+
+
+@pytest.mark.parametrize("runs_at_a_time", [1, 3, 4])
+def test_runs_in_turn_equal_runs_side_by_side(runs_at_a_time):
+    arms, rates = {"a": CHAIN, "b": advantage.grpo()}, [[0.5, 1.0], [0.25, 2.0]]
+    together, _ = _run(_population(arms, rates))
+    in_turn, _ = _run(_population(arms, rates, runs_at_a_time))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+        in_turn.runs.params,
+        together.runs.params,
+    )
+
+
+def test_runs_at_a_time_is_not_negative():
+    with pytest.raises(ValueError, match="runs_at_a_time = -1"):
+        _population({"a": CHAIN}, [[0.5, 1.0]], -1)
 
 
 def test_each_run_equals_the_run_alone():

@@ -294,6 +294,13 @@ def _trajectories(rng: np.random.Generator, prompts: int) -> Trajectories:
     )
 
 
+def written(spec: Spec, after: Signal) -> dict[str, Any]:
+    """What a transform has set, so that little else need come out of a compiled program."""
+    names = [name for name in spec.writes if name not in ("metrics", "trajectories")]
+    values = {n: after.aux[n[4:]] if n.startswith("aux/") else getattr(after, n) for n in names}
+    return {**values, "metrics": after.metrics}
+
+
 def visible(spec: Spec, after: Signal, state: Any) -> dict[str, Any]:
     """What a result means, in numpy: everything but what is stored where a reward is missing."""
     mask = np.asarray(after.mask)
