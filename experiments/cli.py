@@ -98,6 +98,19 @@ def main(
         _main(run, argv, flags, validate, prepare, may_differ)
 
 
+def spread_over_cores() -> None:
+    """Lets jax see one CPU device per core, for runners that split runs over devices.
+
+    Only before jax has started, and not where the environment says how many there are.
+    """
+    import jax
+
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Turns what stops a program in the block into one line and an exit code."""

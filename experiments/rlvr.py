@@ -36,4 +36,5 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 if __name__ == "__main__":
     from experiments import cli, rlvr_config
 
+    cli.spread_over_cores()
     cli.main(run, validate=rlvr_config.validate)

@@ -128,6 +128,7 @@ def make_population(context: Context, stage: Stage) -> Population:
         first_seed=stage.first_seed,
         spike_factor=config.safety.spike_factor,
         runs_at_a_time=config.runs_at_a_time,
+        mesh=populations.run_mesh(len(context.arms) * stage.seed_index.size),
     )
 
 

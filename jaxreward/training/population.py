@@ -78,6 +78,7 @@ def make_population(
     accumulate: int = 1,
     spike_factor: float = 0.0,
     runs_at_a_time: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Population:
     """Builds the population.
 
@@ -92,15 +93,16 @@ def make_population(
       first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
       accumulate: micro-batches per update.
       spike_factor: see `make_update_step`.
-      runs_at_a_time: runs that sample and learn side by side, the others waiting; 0 for all.
+      runs_at_a_time: about how many runs of a device sample and learn side by side, the
+        others waiting (the nearest number that divides them); 0 for all.
         Small policies on a CPU are fastest when a few fit its cache; it also bounds memory.
+      mesh: of one axis, over which the runs are split; see `run_mesh`. None: one device.
 
     Raises:
-      ValueError: `runs_at_a_time` < 0.
+      ValueError: `runs_at_a_time` < 0, or a mesh that does not divide the runs.
     """
-    if runs_at_a_time < 0:
-        raise ValueError(f"runs_at_a_time = {runs_at_a_time}; allowed is >= 1, or 0 for all")
     names, members = tuple(arms), int(seed_index.shape[0])
+    _check(runs_at_a_time, mesh, len(names) * members)
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
 
@@ -120,12 +122,10 @@ def make_population(
 
         runs = jax.vmap(one)(flat_hyper, jnp.asarray(flat_seeds))
         chains = tuple(_repeat(arms[name].init(), members) for name in names)
-        return PopulationState(runs, chains)
+        return _place(PopulationState(runs, chains), mesh)
 
     def each_run(function: Callable[..., Any], *trees: Any) -> Any:
-        if not 0 < runs_at_a_time < flat_seeds.size:
-            return jax.vmap(function)(*trees)
-        return jax.lax.map(lambda own: function(*own), trees, batch_size=runs_at_a_time)
+        return _map_runs(function, trees, runs_at_a_time, mesh)
 
     def per_seed(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[flat_seeds], tree)
@@ -144,11 +144,62 @@ def make_population(
         for position, name in enumerate(names):
             own = _runs_of(position, members)
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
-        return PopulationState(runs, chains), metrics
+        return _place(PopulationState(runs, chains), mesh), metrics
 
     return Population(
         names, members, init, rollout, update, flat_seeds, per_seed, each_run
     )
+
+
+def run_mesh(runs: int) -> jax.sharding.Mesh:
+    """The largest mesh of devices that divides the runs of a population evenly."""
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if runs % n == 0)
+    return jax.sharding.Mesh(np.array(devices[:count]), ("runs",))
+
+
+def _check(runs_at_a_time: int, mesh: jax.sharding.Mesh | None, runs: int) -> None:
+    if runs_at_a_time < 0:
+        raise ValueError(f"runs_at_a_time = {runs_at_a_time}; allowed is >= 1, or 0 for all")
+    if mesh is not None and (len(mesh.axis_names) != 1 or runs % mesh.size):
+        raise ValueError(
+            f"mesh = {dict(mesh.shape)}; allowed is one axis whose size divides {runs} runs"
+        )
+
+
+def _map_runs(function, trees, runs_at_a_time: int, mesh: jax.sharding.Mesh | None) -> Any:
+    """`function` over the leading axis of `trees`: devices side by side, runs in turn."""
+
+    def local(*own):
+        count = jax.tree.leaves(own)[0].shape[0]
+        together = _even_part(count, runs_at_a_time or count)
+        if together == count:
+            return jax.vmap(function)(*own)
+        return jax.lax.map(lambda run: function(*run), own, batch_size=together)
+
+    if mesh is None or mesh.size == 1:
+        return local(*trees)
+    spec = jax.sharding.PartitionSpec(mesh.axis_names[0])
+    each = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return each(*trees)
+
+
+def _even_part(count: int, wanted: int) -> int:
+    """The divisor of `count` nearest to `wanted` in ratio: a remainder would compile twice."""
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    return min(divisors, key=lambda n: max(n / wanted, wanted / n))
+
+
+def _place(state: PopulationState, mesh: jax.sharding.Mesh | None) -> PopulationState:
+    """Runs on their devices, chain states on all: the same before and after every step."""
+    if mesh is None or mesh.size == 1:
+        return state
+    spec = jax.sharding.PartitionSpec
+    split, whole = (
+        jax.sharding.NamedSharding(mesh, s) for s in (spec(mesh.axis_names[0]), spec())
+    )
+    place = jax.lax.with_sharding_constraint
+    return PopulationState(place(state.runs, split), place(state.chains, whole))
 
 
 _LEARNED_FROM = ("prompt_id", "reference_log_probs", "old_log_probs")

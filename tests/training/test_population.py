@@ -1,5 +1,9 @@
 """Populations: every run equals the same run on its own, arms share randomness."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +27,7 @@ def _rewards(trajectories, ids):
     return (actions == ids[..., None] % 4).astype(jnp.float32)
 
 
-def _population(arms, rates, runs_at_a_time=0):
+def _population(arms, rates, runs_at_a_time=0, mesh=None):
     hyper = {"learning_rate": jnp.asarray(rates, jnp.float32)}
     return populations.make_population(
         POLICY,
@@ -35,6 +39,7 @@ def _population(arms, rates, runs_at_a_time=0):
         group_size=4,
         first_seed=7,
         runs_at_a_time=runs_at_a_time,
+        mesh=mesh,
     )
 
 
@@ -50,6 +55,7 @@ def _run(population, steps=3):
     state = population.init(jax.random.key(3), POLICY.init(jax.random.key(1)))
     for _ in range(steps):
         state, metrics = iteration(state)
+    _run.compiled = iteration._cache_size()
     return state, metrics
 
 
@@ -117,3 +123,33 @@ def test_skipped_steps_are_counted_by_arm():
     counts = populations.skipped_in_a_row(state, population.arms)
     assert int(counts["a"]) == 0
     assert int(counts["b"]) == 3
+
+
+def test_runs_on_eight_devices_equal_runs_on_one():
+    """In a process of its own, which sees eight CPU devices."""
+    code = """
+import jax, numpy as np
+import sys; sys.path.insert(0, "tests/training")
+import test_population as here
+arms, rates = {"a": here.CHAIN, "b": here.advantage.grpo()}, [[0.5, 1.0], [0.25, 2.0]]
+mesh = here.populations.run_mesh(4)
+assert jax.device_count() == 8 and mesh.size == 4, (jax.device_count(), mesh)
+split, _ = here._run(here._population(arms, rates, 0, mesh))
+one, _ = here._run(here._population(arms, rates))
+assert len(jax.tree.leaves(split.runs.params)[0].sharding.device_set) == 4
+for a, b in zip(jax.tree.leaves(split.runs.params), jax.tree.leaves(one.runs.params)):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-7)
+print(here._run.compiled)
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["1"]
+
+
+def test_mesh_has_one_axis():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "runs"))
+    with pytest.raises(ValueError, match="divides 2 runs"):
+        _population({"a": CHAIN}, [[0.5, 1.0]], 0, mesh)
