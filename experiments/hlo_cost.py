@@ -246,19 +246,15 @@ def _traffic(each: _Instruction, types: dict[str, str], computations: Computatio
     if op.endswith("-start"):
         return _size(each.kind)
     if op == "fusion":
-        inner = re.search(r"calls=%?([\w.\-]+)", each.rest)
-        if inner and inner[1] in computations:
-            return _fusion_traffic(each, types, computations[inner[1]])
+        if _callee(each) in computations:
+            return _fusion_traffic(each, types, computations)
     return _size(each.kind) + sum(_size(types.get(name, "")) for name in each.operands)
 
 
-def _fusion_traffic(each: _Instruction, types: dict[str, str], inner: list[_Instruction]) -> float:
+def _fusion_traffic(each: _Instruction, types: dict[str, str], computations: Computations) -> float:
     """A fusion reads only the slices that it uses, and may write a slice in place."""
+    inner = computations[_callee(each)]
     inside = {i.name: i for i in inner}
-    users: dict[str, list[_Instruction]] = {}
-    for instruction in inner:
-        for name in instruction.operands:
-            users.setdefault(name, []).append(instruction)
     root = next(i for i in inner if i.root)
     total, target = _size(each.kind), None
     if root.op == "dynamic-update-slice":
@@ -267,15 +263,33 @@ def _fusion_traffic(each: _Instruction, types: dict[str, str], inner: list[_Inst
     elif root.op == "tuple":  # what a collective under way holds is handed on, not moved
         total = sum(_size(inside[n].kind) for n in root.operands if not _handed_on(inside[n]))
     for instruction in inner:
-        own = [u for u in users.get(instruction.name, []) if u is not root or u.op != "tuple"]
-        own = [u for u in own if not _handed_on(u)]
-        if instruction.op != "parameter" or instruction.name == target or not own:
-            continue
-        if all(u.op in ("dynamic-slice", "gather", "slice") for u in own):
-            total += sum(_size(u.kind) for u in own)
-        else:
-            total += _size(types.get(each.operands[int(instruction.arguments)], ""))
+        if instruction.op == "parameter" and instruction.name != target:
+            whole = _size(types.get(each.operands[int(instruction.arguments)], ""))
+            total += min(whole, _read(instruction, inner, computations))
     return total
+
+
+def _read(value: _Instruction, inner: list[_Instruction], computations: Computations) -> float:
+    """Bytes of a value that the computation looks at."""
+    total = 0.0
+    for user in (i for i in inner if value.name in i.operands and not _handed_on(i)):
+        if user.op in ("dynamic-slice", "gather", "slice") and user.operands[0] == value.name:
+            total += _size(user.kind, memory_only=False)
+        elif user.op == "bitcast":
+            total += math.inf if user.root else _read(user, inner, computations)
+        elif user.op == "fusion" and _callee(user) in computations:
+            called = computations[_callee(user)]
+            places = [n for n, name in enumerate(user.operands) if name == value.name]
+            parts = [i for i in called if i.op == "parameter" and int(i.arguments) in places]
+            total += sum(_read(part, called, computations) for part in parts)
+        elif not (user.root and user.op == "tuple"):
+            return math.inf
+    return total
+
+
+def _callee(each: _Instruction) -> str:
+    found = re.search(r"calls=%?([\w.\-]+)", each.rest)
+    return found[1] if found else ""
 
 
 def _handed_on(instruction: _Instruction) -> bool:

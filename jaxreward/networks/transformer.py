@@ -364,7 +364,7 @@ class Transformer(nn.Module):
                 written = jax.tree.map(lambda a, b: put(a, b[None], start), own, new)
                 return jax.tree.map(lambda a: take(a, layer, keepdims=False), written), written
 
-            x, own = run(block, x, cache, write)
+            x, own = run(block, self.stream(x), cache, write)
             return (x, layer + 1, own), None
 
         carry = (x, jnp.zeros((), jnp.int32), own)
@@ -376,7 +376,11 @@ class Transformer(nn.Module):
         c, outputs = self.config, []
         run = nn.remat(run, prevent_cse=not c.scan) if c.remat else run
         if c.scan:
-            return self._scan(run)(self.blocks, x, *caches)
+
+            def body(block: Block, x: Array, *own: KeyValues):
+                return run(block, self.stream(x), *own)  # or the compiler places what is carried
+
+            return self._scan(body)(self.blocks, x, *caches)
         for block, *own in zip(self.blocks, *caches):
             x, output = run(block, x, *own)
             outputs.append(output)

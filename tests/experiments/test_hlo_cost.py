@@ -17,7 +17,7 @@ def test_a_loop_counts_as_often_as_it_runs():
     weights = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
     cost = hlo_cost.count(jax.jit(run).lower(x, weights).compile().as_text())
     assert cost.flops == 5 * 2 * 8 * 32 * 32 and cost.unknown == 0
-    assert 5 * 4 * 32 * 32 <= cost.bytes <= 20 * 4 * 32 * 32
+    assert 5 * 4 * 32 * 32 <= cost.bytes <= 30 * 4 * 32 * 32
     assert cost.wire == {}
 
 

@@ -267,7 +267,7 @@ def test_a_scan_over_layers_and_remat_change_nothing():
         outputs = Transformer(config).apply({"params": params}, method=everything)
         return sum(jnp.sum(jnp.sin(out)) for out in outputs), outputs
 
-    value = jax.value_and_grad(total, argnums=1, has_aux=True)
+    value = jax.jit(jax.value_and_grad(total, argnums=1, has_aux=True), static_argnums=0)
     (_, expected), gradient = value(CONFIG, params)
     np.testing.assert_allclose(expected[1], expected[2], atol=1e-5)
     scanned = dataclasses.replace(CONFIG, scan=True, remat=True)

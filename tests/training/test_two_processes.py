@@ -15,7 +15,7 @@ from jaxreward.training import checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
 STEPS, PROCESSES, SAMPLES = 8, 2, 64
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+FLAGS = "--xla_force_host_platform_device_count=2"
 
 
 def launch(workdir):
@@ -27,21 +27,25 @@ def launch(workdir):
         **os.environ,
         "XLA_FLAGS": FLAGS,
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(HERE.parent.parent),
     }
     command = [sys.executable, str(HERE / "two_processes.py"), str(port), str(PROCESSES)]
-    return [
-        subprocess.Popen(
-            [*command, str(index), str(workdir), str(STEPS)],
-            env=env,
-            stderr=open(workdir.parent / f"{workdir.name}-{index}.err", "w"),
-            stdout=subprocess.DEVNULL,
-        )
-        for index in range(PROCESSES)
-    ]
+    running = []
+    for index in range(PROCESSES):
+        with open(workdir.parent / f"{workdir.name}-{index}.err", "w") as errors:
+            running.append(
+                subprocess.Popen(
+                    [*command, str(index), str(workdir), str(STEPS)],
+                    env=env,
+                    stderr=errors,
+                    stdout=subprocess.DEVNULL,
+                )
+            )
+    return running
 
 
 def finish(running, workdir):

@@ -15,7 +15,7 @@ from jaxreward.types import make_signal
 P, G, S, L, VOCABULARY = 16, 4, 7, 5, 24
 CONFIG = TransformerConfig(
     vocab_size=VOCABULARY, width=32, layers=2, heads=4, kv_heads=2, intermediate=48,
-    qkv_bias=True, remat=True,
+    qkv_bias=True, remat=True, scan=True,
 )  # fmt: skip
 PROVIDED = ("trajectories", "aux/true_rewards", "aux/prompt_type")
 

@@ -11,66 +11,39 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxreward.transforms import (
-    advantage,
-    appeals,
-    base,
-    correction,
-    exact_correction,
-    noise,
-    rates,
-    rates_calibrated,
-    rates_em,
-    sources,
-)
+from jaxreward.transforms import advantage, appeals, base, correction, noise, rates, sources
 from jaxreward.types import make_signal
 
 DEVICES, P, G, AXIS = 8, 24, 4, "devices"
-PROVIDED = ("aux/true_rewards", "aux/prompt_type", "aux/verdicts")
+PROVIDED = ("aux/true_rewards", "aux/prompt_type")
 
 
 def chains(axis_name):
-    """By name, a noise-corrected chain with each estimator."""
-    channel = sources.by_index("prompt_type", [0.1, 0.3], [0.2, 0.3])
-    some = dict(negative_share=0.6, axis_name=axis_name)
-    asked = appeals.simulated_appeals(positive_share=0.5, **some)
-    indexed = dict(by="prompt_type", num=2, rechecks_positives=True, decay=0.9)
-    pairs = ([10, 30], [90, 70], [20, 30], [80, 70])
-    estimators = {
-        "known": (rates.known(channel, axis_name=axis_name),),
-        "appeals": (asked, rates.appeals(axis_name=axis_name, **indexed)),
-        "appeals_fixed": (asked, rates.appeals(axis_name=axis_name, fix_rewards=True, **indexed)),
-        "budget": (
-            appeals.simulated_appeals(positive_share=0.5, budget=20, **some),
-            rates.appeals(axis_name=axis_name, rechecks_positives=True),
-        ),
-        "released": (asked, rates.appeals_as_released(**some)),
-        "calibrated": (
-            rates_calibrated.calibrated(*pairs, by="prompt_type", axis_name=axis_name),
-        ),
-        "disagreement": (
-            rates_em.disagreement(verifiers=3, iterations=10, axis_name=axis_name),
-        ),
-    }
+    """By name, noise, an estimator, a correction and an advantage that look at the batch."""
     tail = dict(axis_name=axis_name)
-    control = advantage.group_relative(scale="batch_std", **tail)
+    channel = sources.by_index("prompt_type", [0.1, 0.3], [0.2, 0.3])
+    some = dict(negative_share=0.6, **tail)
+    asked = appeals.simulated_appeals(positive_share=0.5, budget=20, **some)
+    indexed = rates.appeals(by="prompt_type", num=2, rechecks_positives=True, decay=0.9, **tail)
     running = advantage.group_relative(baseline="leave_one_out", scale="running_std", **tail)
-    ends = {
-        "appeals": (correction.backward(**tail), running),
-        "appeals_fixed": (correction.corrected_group_normalization(**tail),),
+    parts = {
+        "known": (
+            rates.known(channel, **tail),
+            correction.corrected_group_normalization(**tail),
+        ),
+        "appeals": (asked, indexed, correction.backward(**tail), running),
         "released": (
+            appeals.simulated_appeals(positive_share=0.5, **some),
+            rates.appeals_as_released(**some),
             correction.forward(scale="determinant", **tail),
             advantage.batch_normalized(**tail),
         ),
-        "calibrated": (exact_correction.exact_group_correction(advantage.grpo(), **tail),),
     }
+    control = advantage.group_relative(scale="batch_std", **tail)
     made = {}
-    for name, parts in estimators.items():
-        corrected = base.chain(
-            *parts, *ends.get(name, (correction.backward(axis_name=axis_name), control)),
-            provided=PROVIDED, on_inert="allow",
-        )  # fmt: skip
-        last = advantage.audited(corrected, control, axis_name=axis_name)
+    for name, own in parts.items():
+        corrected = base.chain(*own, provided=PROVIDED, on_inert="allow")
+        last = advantage.audited(corrected, control, **tail)
         flips = noise.class_conditional(channel)
         made[name] = base.chain(flips, last, provided=PROVIDED, on_inert="allow")
     return made
@@ -86,7 +59,6 @@ def make_batch(seed):
         true_rewards=jnp.asarray(true),
         prompt_id=jnp.asarray(rng.permutation(1000)[:P], jnp.int32),
         prompt_type=jnp.asarray(rng.integers(0, 2, P), jnp.int32),
-        verdicts=jnp.asarray(rng.random((P, G, 3)) < 0.2 + 0.6 * true[..., None]),
     )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS = "--xla_force_host_platform_device_count=8"
 
 
 def test_chains_over_a_mapped_axis_equal_those_of_one_device():
@@ -18,6 +18,7 @@ def test_chains_over_a_mapped_axis_equal_those_of_one_device():
             **os.environ,
             "XLA_FLAGS": FLAGS,
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_NUMPY_DTYPE_PROMOTION": "strict",
             "JAX_NUMPY_RANK_PROMOTION": "raise",
             "PYTHONPATH": str(HERE.parent.parent),
@@ -28,5 +29,5 @@ def test_chains_over_a_mapped_axis_equal_those_of_one_device():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 14
+    assert len(found) == 6
     assert max(worst for worst, _ in found.values()) <= 1e-5, found
