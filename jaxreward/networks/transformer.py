@@ -13,7 +13,7 @@ Logits are never formed here: `head_weight` and the hidden states go to
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -43,6 +43,10 @@ class TransformerConfig:
       tie_embeddings: the head is the transposed embedding.
       dtype: of activations; parameters are cast to it where they are used.
       param_dtype: of parameters at initialisation.
+      remat: keep only the input of each block for the backward pass of `encode` and `extend`,
+        and compute the block again there.
+      scan: one loop over the blocks instead of one after the other, which compiles in a time
+        that does not depend on their number. Parameters are those of `stack_blocks`.
     """
 
     vocab_size: int
@@ -60,6 +64,8 @@ class TransformerConfig:
     tie_embeddings: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+    remat: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "intermediate"):
@@ -89,6 +95,10 @@ class KeyValues(NamedTuple):
 
     keys: Array
     values: Array
+
+
+Caches = KeyValues | tuple[KeyValues, ...]
+"""Of all layers: one each, or with `scan` one whose arrays have a leading axis of layers."""
 
 
 class Segment(NamedTuple):
@@ -228,15 +238,26 @@ class Block(nn.Module):
         return x + self.down_proj(nn.silu(self.gate_proj(y)) * self.up_proj(y))
 
 
+def _same(x: Array) -> Array:
+    return x
+
+
 class Transformer(nn.Module):
-    """See the module docstring."""
+    """See the module docstring.
+
+    Attributes:
+      config: sizes and variants.
+      stream: applied to the hidden states `[P, G, S, D]` after the embedding and after every
+        block; on several devices it says how they are split.
+    """
 
     config: TransformerConfig
+    stream: Callable[[Array], Array] = _same
 
     def setup(self):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, dtype=c.dtype, param_dtype=c.param_dtype)
-        self.blocks = [Block(c) for _ in range(c.layers)]
+        self.blocks = Block(c) if c.scan else [Block(c) for _ in range(c.layers)]
         self.final_norm = RMSNorm(c.norm_epsilon, c.param_dtype)
         if not c.tie_embeddings:
             init = nn.initializers.normal(c.width**-0.5)
@@ -248,7 +269,7 @@ class Transformer(nn.Module):
 
     def encode(
         self, tokens: Int[Array, "P L"], lengths: Int[Array, "P"]
-    ) -> tuple[Float[Array, "P L D"], tuple[KeyValues, ...]]:
+    ) -> tuple[Float[Array, "P L D"], Caches]:
         """Hidden states and cache of right-padded prompts."""
         length = tokens.shape[1]
         positions = jnp.arange(length, dtype=jnp.int32)
@@ -256,27 +277,32 @@ class Transformer(nn.Module):
         causal = positions[:, None] >= positions[None, :]
         valid = positions[None, :] < lengths[:, None]
         mask = causal[None, None] & valid[:, None, None, :]
-        x, caches = self.embed(tokens)[:, None], []
-        for block in self.blocks:
+
+        def run(block: Block, x: Array):
             queries, own = block.project(x, angles)
-            x = block.finish(x, queries, None, Segment(own, mask))
-            caches.append(KeyValues(own.keys[:, 0], own.values[:, 0]))
-        return self.final_norm(x)[:, 0], tuple(caches)
+            x = self.stream(block.finish(x, queries, None, Segment(own, mask)))
+            return x, KeyValues(own.keys[:, 0], own.values[:, 0])
+
+        x, caches = self._through(run, self.stream(self.embed(tokens)[:, None]))
+        return self.final_norm(x)[:, 0], caches
 
     def extend(
         self,
         tokens: Int[Array, "P G S"],
         lengths: Int[Array, "P"],
-        prefix: tuple[KeyValues, ...],
+        prefix: Caches,
     ) -> Float[Array, "P G S D"]:
         """Hidden states of whole responses that follow encoded prompts."""
         steps = jnp.arange(tokens.shape[2], dtype=jnp.int32)
         angles = self._angles((lengths[:, None] + steps[None, :])[:, None, :])
         causal = steps[:, None] >= steps[None, :]
-        x = self.embed(tokens)
-        for block, cache in zip(self.blocks, prefix):
+
+        def run(block: Block, x: Array, cache: KeyValues):
             queries, own = block.project(x, angles)
-            x = block.finish(x, queries, self._shared(cache, lengths), Segment(own, causal))
+            shared = self._shared(cache, lengths)
+            return self.stream(block.finish(x, queries, shared, Segment(own, causal))), None
+
+        x, _ = self._through(run, self.stream(self.embed(tokens)), prefix)
         return self.final_norm(x)
 
     def decode(
@@ -284,9 +310,9 @@ class Transformer(nn.Module):
         tokens: Int[Array, "P G"],
         step: Int[Array, ""],
         lengths: Int[Array, "P"],
-        prefix: tuple[KeyValues, ...],
-        own: tuple[KeyValues, ...],
-    ) -> tuple[Float[Array, "P G D"], tuple[KeyValues, ...]]:
+        prefix: Caches,
+        own: Caches,
+    ) -> tuple[Float[Array, "P G D"], Caches]:
         """Hidden state after response token number `step`, and the caches with it written.
 
         Args:
@@ -297,16 +323,75 @@ class Transformer(nn.Module):
           own: caches `[P, G, K, S, d]` of the responses, filled below `step`.
         """
         angles = self._angles((lengths + step)[:, None, None])
-        x, written = self.embed(tokens)[:, :, None], []
-        visible = jnp.arange(own[0].keys.shape[3], dtype=jnp.int32)[None, :] <= step
-        for block, cache, past in zip(self.blocks, prefix, own):
+        x = self.stream(self.embed(tokens)[:, :, None])
+        slots = jax.tree.leaves(own)[0].shape[-2]
+        visible = jnp.arange(slots, dtype=jnp.int32)[None, :] <= step
+
+        def run(block: Block, x: Array, cache: KeyValues, write: Callable):
             queries, new = block.project(x, angles)
-            past = jax.tree.map(
-                lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, step, axis=3), past, new
-            )
-            written.append(past)
-            x = block.finish(x, queries, self._shared(cache, lengths), Segment(past, visible))
-        return self.final_norm(x)[:, :, 0], tuple(written)
+            past, written = write(new)
+            shared = self._shared(cache, lengths)
+            return self.stream(block.finish(x, queries, shared, Segment(past, visible))), written
+
+        x, own = (self._decode_scanned if self.config.scan else self._decode)(
+            run, x, step, prefix, own
+        )
+        return self.final_norm(x)[:, :, 0], own
+
+    def _decode(self, run, x, step, prefix, own):
+        """`run` over all blocks, each with a cache of its own."""
+        caches = []
+        for block, cache, past in zip(self.blocks, prefix, own):
+
+            def write(new: KeyValues, past: KeyValues = past):
+                put = jax.lax.dynamic_update_slice_in_dim
+                past = jax.tree.map(lambda a, b: put(a, b, step, axis=3), past, new)
+                return past, past
+
+            x, written = run(block, x, cache, write)
+            caches.append(written)
+        return x, tuple(caches)
+
+    def _decode_scanned(self, run, x, step, prefix, own):
+        """The same in a loop that carries the caches, so that they are written in place."""
+
+        def body(block: Block, carry, cache: KeyValues):
+            x, layer, own = carry
+
+            def write(new: KeyValues):
+                start = (layer, 0, 0, 0, step, 0)
+                put, take = jax.lax.dynamic_update_slice, jax.lax.dynamic_index_in_dim
+                written = jax.tree.map(lambda a, b: put(a, b[None], start), own, new)
+                return jax.tree.map(lambda a: take(a, layer, keepdims=False), written), written
+
+            x, own = run(block, self.stream(x), cache, write)
+            return (x, layer + 1, own), None
+
+        carry = (x, jnp.zeros((), jnp.int32), own)
+        (x, _, own), _ = self._scan(body)(self.blocks, carry, prefix)
+        return x, own
+
+    def _through(self, run: Callable, x: Array, *caches: Caches) -> tuple[Array, Any]:
+        """`run(block, x, *cache) -> (x, output)` over all blocks, and their outputs."""
+        c, outputs = self.config, []
+        run = nn.remat(run, prevent_cse=not c.scan) if c.remat else run
+        if c.scan:
+
+            def body(block: Block, x: Array, *own: KeyValues):
+                return run(block, self.stream(x), *own)  # or the compiler places what is carried
+
+            return self._scan(body)(self.blocks, x, *caches)
+        for block, *own in zip(self.blocks, *caches):
+            x, output = run(block, x, *own)
+            outputs.append(output)
+        return x, tuple(outputs)
+
+    def _scan(self, body: Callable) -> Callable:
+        """`body` in a loop over stacked parameters."""
+        return nn.scan(
+            body, variable_axes={"params": 0}, split_rngs={"params": True},
+            length=self.config.layers,
+        )  # fmt: skip
 
     def _angles(self, positions: Int[Array, "*shape"]) -> rotary.Angles:
         c = self.config
@@ -317,10 +402,20 @@ class Transformer(nn.Module):
         return Segment(cache, slots[None, :] < lengths[:, None])
 
 
+def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters for `scan`: those of all blocks in `blocks`, layers leading."""
+    rest = {name: own for name, own in params.items() if not name.startswith("blocks_")}
+    blocks = [params[f"blocks_{layer}"] for layer in range(len(params) - len(rest))]
+    return {**rest, "blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
 def empty_cache(
     config: TransformerConfig, prompts: int, group_size: int, steps: int
-) -> tuple[KeyValues, ...]:
-    """Zeroed response caches, one per layer."""
+) -> Caches:
+    """Zeroed response caches of all layers."""
     shape = (prompts, group_size, config.kv_heads, steps, config.size_per_head)
+    if config.scan:
+        stacked = jnp.zeros((config.layers,) + shape, config.dtype)
+        return KeyValues(stacked, stacked)
     zeros = jnp.zeros(shape, config.dtype)
     return tuple(KeyValues(zeros, zeros) for _ in range(config.layers))

@@ -46,6 +46,34 @@ class Decoding(NamedTuple):
         return sampling.is_greedy(self.temperature)
 
 
+def _same(tree: Any) -> Any:
+    return tree
+
+
+def _linear_log_prob(hidden: Array, head: Array, targets: Array, temperature):
+    """`kernels.linear_log_prob` of rows `[P, G, S]`."""
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    found = linear.linear_log_prob(rows, head, targets.reshape(-1), temperature=temperature)
+    return tuple(part.reshape(targets.shape) for part in found[:2])
+
+
+class Layout(NamedTuple):
+    """How a language policy lies on its devices; the default says nothing about them.
+
+    Attributes:
+      stream: `(x [P, ...]) -> x`, for hidden states after the embedding and every block.
+      to_sample: `(params) -> params`, once before sampling, which reads them at every token.
+      to_score: `(params) -> params`, before they are used in `log_prob`.
+      linear_log_prob: `(hidden [P, G, S, D], head [D, V], targets [P, G, S], temperature) ->
+        (log_prob, entropy)`, float32 `[P, G, S]`; 0 where the target is -1.
+    """
+
+    stream: Callable[[Array], Array] = _same
+    to_sample: Callable[[Any], Any] = _same
+    to_score: Callable[[Any], Any] = _same
+    linear_log_prob: Callable[..., tuple[Array, Array]] = _linear_log_prob
+
+
 def language_policy(
     config: TransformerConfig,
     *,
@@ -55,6 +83,7 @@ def language_policy(
     temperature=1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    layout: Layout = Layout(),
 ) -> Policy:
     """The policy of a transformer.
 
@@ -77,13 +106,14 @@ def language_policy(
       temperature: 0 for greedy; may be traced if not 0.
       top_k: see `sampling.processed_log_probs`.
       top_p: likewise.
+      layout: on several devices, `training.sharding.language_layout`.
 
     Raises:
       ValueError: a setting is out of range, or an id is not in the vocabulary.
     """
     decoding = Decoding(max_new_tokens, tuple(stop_tokens), pad_token, temperature, top_k, top_p)
     _check(config, decoding)
-    network = Transformer(config)
+    network = Transformer(config, layout.stream)
 
     def init(key: jax.Array) -> Any:
         tokens = jnp.zeros((1, 2), jnp.int32)
@@ -96,12 +126,14 @@ def language_policy(
         return network.init(key, method=everything)["params"]
 
     def sample(params: Any, key: jax.Array, prompts: Prompts, group_size: int) -> Trajectories:
-        return _sample(network, decoding, params, key, prompts, group_size)
+        return _sample(network, decoding, layout.to_sample(params), key, prompts, group_size)
 
     def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
+        params = layout.to_score(params)
         hidden = response_hidden(network, params, trajectories.prompts, trajectories.actions)
         head = _head(network, params)
-        return score(hidden, head, trajectories.actions, trajectories.mask, decoding)
+        targets = jnp.where(trajectories.mask, trajectories.actions, -1)
+        return score(hidden, head, targets, decoding, layout)
 
     return Policy(init, sample, log_prob)
 
@@ -126,36 +158,31 @@ def response_hidden(
 def score(
     hidden: Float[Array, "P G S D"],
     head: Float[Array, "D V"],
-    tokens: Int[Array, "P G S"],
-    mask: Bool[Array, "P G S"],
+    targets: Int[Array, "P G S"],
     decoding: Decoding,
+    layout: Layout = Layout(),
 ) -> StepScores:
     """Log-probabilities and entropies from hidden states: the one place where logits count.
 
-    Without filters the logits are never written as a whole (`kernels.linear_log_prob`).
+    Without filters the logits are never written as a whole (`kernels.linear_log_prob`). A
+    target of -1 scores 0.
     """
-    targets = jnp.where(mask, tokens, -1).reshape(-1)
-    rows = hidden.reshape(-1, hidden.shape[-1])
     temperature = 1.0 if decoding.greedy else decoding.temperature
     if not decoding.top_k and decoding.top_p == 1.0:
-        log_prob, entropy, _ = linear.linear_log_prob(
-            rows, head, targets, temperature=temperature
-        )
-    else:
-        log_probs = sampling.processed_log_probs(
-            _logits(rows, head),
-            temperature=temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
-        )
-        log_prob, entropy = _filtered_scores(log_probs, targets)
-    return StepScores(log_prob.reshape(tokens.shape), entropy.reshape(tokens.shape))
+        return StepScores(*layout.linear_log_prob(hidden, head, targets, temperature))
+    log_probs = sampling.processed_log_probs(
+        _logits(hidden, head),
+        temperature=temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+    )
+    return StepScores(*_filtered_scores(log_probs, targets))
 
 
-def _filtered_scores(log_probs: Float[Array, "N V"], targets: Int[Array, "N"]):
+def _filtered_scores(log_probs: Float[Array, "*rows V"], targets: Int[Array, "*rows"]):
     valid = targets >= 0
-    safe = jnp.where(valid, targets, 0)[:, None]
-    picked = jnp.take_along_axis(log_probs, safe, axis=-1)[:, 0]
+    safe = jnp.where(valid, targets, 0)[..., None]
+    picked = jnp.take_along_axis(log_probs, safe, axis=-1)[..., 0]
     finite = jnp.where(jnp.isfinite(log_probs), log_probs, 0.0)
     entropy = -jnp.sum(jnp.exp(log_probs) * finite, axis=-1)
     return jnp.where(valid, picked, 0.0), jnp.where(valid, entropy, 0.0)

@@ -32,6 +32,7 @@ from jaxreward.training.exits import CheckpointError, ConfigError
 _log = logging.getLogger("jaxreward")
 _MANIFEST = "manifest.json"
 _TMP = "*.orbax-checkpoint-tmp*"
+_MEETING_MS = 600_000  # how long a process waits for process 0 to seal a checkpoint
 
 
 class Restored(NamedTuple):
@@ -88,6 +89,7 @@ def open_checkpoints(directory: str | os.PathLike, *, keep: int = 3) -> Iterator
     _remove_unfinished(root)
     pending: list[concurrent.futures.Future] = []
     saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    meet = ocp.multihost.get_barrier_sync_fn()
     sealer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
 
     def check(wait: bool = False) -> None:
@@ -109,7 +111,7 @@ def open_checkpoints(directory: str | os.PathLike, *, keep: int = 3) -> Iterator
                     state=ocp.args.PyTreeSave(stored), host=ocp.args.JsonSave(blob)
                 ),
             )
-        pending.append(sealer.submit(_finish, saver, root, step, keep))
+        pending.append(sealer.submit(_finish, saver, root, step, keep, meet))
 
     try:
         yield Checkpoints(
@@ -136,11 +138,18 @@ def _failure_named(what: str, root: pathlib.Path) -> Iterator[None]:
         raise CheckpointError(f"{what}: {_one_line(error)}; {kept}") from error
 
 
-def _finish(saver: Any, root: pathlib.Path, step: int, keep: int) -> None:
-    """Waits for Orbax, seals the step, removes old ones. Runs in the background."""
+def _finish(saver: Any, root: pathlib.Path, step: int, keep: int, meet: Any) -> None:
+    """Waits for Orbax, seals the step, removes old ones. Runs in the background.
+
+    Process 0 does it for all; the others wait until it has.
+    """
     saver.wait_until_finished()
-    if jax.process_index() != 0:
-        return
+    if jax.process_index() == 0:
+        _seal_and_remove(root, step, keep)
+    meet(key=f"sealed {root}/{step}", timeout_ms=_MEETING_MS)
+
+
+def _seal_and_remove(root: pathlib.Path, step: int, keep: int) -> None:
     _seal(root / str(step))
     sealed = [s for s in _steps(root) if (root / str(s) / _MANIFEST).exists()]
     oldest = sealed[:keep][-1]
@@ -330,7 +339,7 @@ def _sharding(leaf: Any) -> Any:
 
 
 def _restore_args(ocp: Any, leaf: Any) -> Any:
-    if leaf is None or _sharding(leaf) is None or _is_key(leaf):
+    if leaf is None or _sharding(leaf) is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=_sharding(leaf))
 
@@ -341,12 +350,16 @@ def _place(stored: Any, entry: dict[str, Any], leaf: Any) -> Any:
         stored = np.zeros(entry["shape"], np.uint32 if "impl" in entry else entry["dtype"])
     if leaf is None or isinstance(leaf, (np.ndarray, np.generic)):
         return stored
-    if isinstance(stored, jax.Array):
-        return stored
-    array = jnp.array(stored)
-    if "impl" in entry:
-        array = jax.random.wrap_key_data(array, impl=entry["impl"])
-    return array if _sharding(leaf) is None else jax.device_put(array, _sharding(leaf))
+    if not isinstance(stored, jax.Array):
+        stored = _array(stored, _sharding(leaf))
+    return jax.random.wrap_key_data(stored, impl=entry["impl"]) if "impl" in entry else stored
+
+
+def _array(stored: np.ndarray, sharding: Any) -> jax.Array:
+    """On devices, of which this process need not have all."""
+    if sharding is None:
+        return jnp.array(stored)
+    return jax.make_array_from_callback(stored.shape, sharding, lambda index: stored[index])
 
 
 def encode(value: Any, path: str = "host") -> Any:

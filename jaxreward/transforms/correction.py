@@ -51,7 +51,9 @@ from jaxreward.transforms.moments import (
 from jaxreward.types import Signal
 
 
-def backward(*, min_determinant: float = MIN_DETERMINANT) -> RewardTransform:
+def backward(
+    *, min_determinant: float = MIN_DETERMINANT, axis_name=None
+) -> RewardTransform:
     """Rewards become `(r - false_positive) / J`, unbiased for the true ones.
 
     arXiv 2510.00915 (PGBC), Natarajan et al. 2013. Affine in the reward: survives no
@@ -61,6 +63,7 @@ def backward(*, min_determinant: float = MIN_DETERMINANT) -> RewardTransform:
       min_determinant: in (0, 1], smallest J divided by. Rates known outside `jit` with a
         smaller J raise; traced ones are floored and counted in `correction/floored`, the
         share of rewards whose J was too small.
+      axis_name: mapped axis that splits the prompts, for the metric.
 
     Raises:
       ValueError: `min_determinant` outside (0, 1]; concrete rates that cannot be corrected.
@@ -69,7 +72,7 @@ def backward(*, min_determinant: float = MIN_DETERMINANT) -> RewardTransform:
 
     def update(key, signal):
         del key
-        rates, floored = usable_rates(signal, min_determinant)
+        rates, floored = usable_rates(signal, min_determinant, axis_name)
         rewards = channels.correct(signal.rewards, rates, min_determinant=min_determinant)
         signal = signal.replace(rewards=jnp.where(signal.mask, rewards, 0.0))
         return signal.with_metrics(correction__floored=floored)
@@ -82,6 +85,7 @@ def forward(
     scale: str = "none",
     as_released: bool = False,
     min_determinant: float = MIN_DETERMINANT,
+    axis_name=None,
 ) -> RewardTransform:
     """Rewards become the weight `(r - (1 - false_negative)) / s` (arXiv 2510.00915, PGFC).
 
@@ -98,6 +102,7 @@ def forward(
         which for binary rewards is `false_negative r`.
       min_determinant: in (0, 1], smallest `s` divided by, and the smallest J at which
         concrete rates are accepted with scale "determinant".
+      axis_name: as in `backward`.
 
     Raises:
       ValueError: unknown `scale`; concrete rates that cannot be corrected.
@@ -108,7 +113,7 @@ def forward(
     def update(key, signal):
         del key
         if scale == "determinant":
-            rates, floored = usable_rates(signal, min_determinant)
+            rates, floored = usable_rates(signal, min_determinant, axis_name)
         else:
             rates, floored = _rates(signal), jnp.zeros((), jnp.float32)
         rates = rates.expand(signal.rewards.ndim)
@@ -128,6 +133,7 @@ def backward_levels(
     values: Float[Array, "M"] | tuple[float, ...],
     *,
     min_determinant: float = MIN_DETERMINANT,
+    axis_name=None,
 ) -> RewardTransform:
     """Rewards with `M` levels become unbiased estimates of the true ones (arXiv 1810.01032).
 
@@ -137,6 +143,7 @@ def backward_levels(
     Args:
       values: the `M` >= 2 different rewards; an observed reward counts as the nearest.
       min_determinant: as in `backward`.
+      axis_name: likewise.
 
     Raises:
       ValueError: fewer than two values; concrete rates that cannot be corrected.
@@ -149,7 +156,7 @@ def backward_levels(
 
     def update(key, signal):
         del key
-        rates, floored = usable_rates(signal, min_determinant)
+        rates, floored = usable_rates(signal, min_determinant, axis_name)
         if rates.levels != levels:
             raise ValueError(f"rates have {rates.levels} levels, values have {levels}")
         level = _nearest(signal.rewards, values)
@@ -170,6 +177,7 @@ def corrected_group_normalization(
     unbiased_variance: bool = False,
     max_abs: Number | None = None,
     min_determinant: float = MIN_DETERMINANT,
+    axis_name=None,
 ) -> RewardTransform:
     """Group normalisation with the clean mean and standard deviation recovered from noise.
 
@@ -203,7 +211,7 @@ def corrected_group_normalization(
       unbiased_variance: adds `var(x) / (n - 1)` to Z, whose expectation is then `p (1 - p)`
         exactly; its root, which is used, stays biased.
       max_abs: cap of the absolute advantage, None for no cap.
-      min_determinant: as in `backward`.
+      min_determinant, axis_name: as in `backward`.
 
     Metrics: `correction/floored` as in `backward`; `correction/variance_floored`, share of
     the groups with spread whose Z was below the floor.
@@ -222,7 +230,7 @@ def corrected_group_normalization(
     def update(key, signal):
         del key
         check_group_size(signal, "mean")
-        rates, floored = usable_rates(signal, min_determinant)
+        rates, floored = usable_rates(signal, min_determinant, axis_name)
         estimate = channels.correct(signal.rewards, rates, min_determinant=min_determinant)
         group = moments(estimate, signal.mask, sample_weights(signal))
         variance = clean_variance(group, unbiased=unbiased_variance)
@@ -233,7 +241,7 @@ def corrected_group_normalization(
         else:
             advantages = _standardized(group, variance, low, power, on_negative)
         advantages = capped(jnp.where(signal.mask, advantages, 0.0), max_abs)
-        below = masked.mean((variance < low).astype(jnp.float32), group.variance > 0)
+        below = masked.mean(variance < low, group.variance > 0, axis_name=axis_name)
         signal = signal.replace(advantages=advantages)
         return signal.with_metrics(
             correction__floored=floored, correction__variance_floored=below
@@ -298,14 +306,17 @@ def _rates(signal: Signal) -> Channel:
     return signal.rates
 
 
-def usable_rates(signal: Signal, min_determinant: float) -> tuple[Channel, Array]:
+def usable_rates(
+    signal: Signal, min_determinant: float, axis_name=None
+) -> tuple[Channel, Array]:
     """The rates, checked where concrete, and the share of rewards whose J is too small."""
     rates = _rates(signal)
     channels.check_correctable(rates, min_determinant)
     determinant = jnp.abs(rates.determinant) if rates.levels > 2 else rates.determinant
     short = (determinant < min_determinant).astype(jnp.float32)
     short = short.reshape(short.shape + (1,) * (signal.rewards.ndim - short.ndim))
-    return rates, masked.mean(jnp.broadcast_to(short, signal.rewards.shape), signal.mask)
+    short = jnp.broadcast_to(short, signal.rewards.shape)
+    return rates, masked.mean(short, signal.mask, axis_name=axis_name)
 
 
 def _reward_spec(name: str, reward_map: str) -> Spec:

@@ -20,6 +20,7 @@ def exact_group_correction(
     max_group_size: int = 8,
     max_abs: Number | None = None,
     min_determinant: float = MIN_DETERMINANT,
+    axis_name=None,
 ) -> RewardTransform:
     """The advantage whose expectation over the channel is exactly `advantage`'s on true rewards.
 
@@ -37,6 +38,7 @@ def exact_group_correction(
       max_group_size: largest group accepted.
       max_abs: cap of the absolute advantage, None for no cap. A cap costs exactness.
       min_determinant: as in `backward`.
+      axis_name: likewise.
 
     Raises:
       ValueError: `advantage` sets none or keeps state; concrete rates that cannot be
@@ -56,7 +58,7 @@ def exact_group_correction(
                 f"rewards have shape {signal.rewards.shape}; allowed is [P, G] with "
                 f"G <= {max_group_size} (max_group_size)"
             )
-        rates, floored = usable_rates(signal, min_determinant)
+        rates, floored = usable_rates(signal, min_determinant, axis_name)
         table = _clean_table(key, advantage, group_size)
         advantages = capped(_through_inverse(signal, rates, table, min_determinant), max_abs)
         return signal.replace(advantages=advantages).with_metrics(correction__floored=floored)

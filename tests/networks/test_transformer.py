@@ -1,5 +1,6 @@
 """The transformer: what may see what, against plain formulas and against itself."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,12 @@ import numpy as np
 import pytest
 
 from jaxreward.networks import rotary
-from jaxreward.networks.transformer import Transformer, TransformerConfig, empty_cache
+from jaxreward.networks.transformer import (
+    Transformer,
+    TransformerConfig,
+    empty_cache,
+    stack_blocks,
+)
 
 SIZES = dict(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, intermediate=24)
 CONFIG = TransformerConfig(**SIZES)
@@ -238,3 +244,39 @@ def test_a_tied_head_is_the_transposed_embedding_and_bfloat16_stays_close():
 def test_impossible_sizes_are_refused(change, name):
     with pytest.raises(ValueError, match=f"{name} = .*allowed"):
         TransformerConfig(**{**SIZES, **change})
+
+
+def test_a_scan_over_layers_and_remat_change_nothing():
+    """Hidden states, caches and gradients of every entry, by stacked parameters."""
+    tokens = jax.random.randint(jax.random.key(1), (2, 3, 4), 0, CONFIG.vocab_size, jnp.int32)
+    lengths = jnp.asarray([2, 3], jnp.int32)
+
+    def everything(module):
+        hidden, prefix = module.encode(tokens[:, 0, :3], lengths)
+        extended = module.extend(tokens, lengths, prefix)
+        own, decoded = empty_cache(module.config, 2, 3, 4), []
+        for step in range(4):
+            out, own = module.decode(tokens[:, :, step], jnp.int32(step), lengths, prefix, own)
+            decoded.append(out)
+        return hidden, extended, jnp.stack(decoded, axis=2)
+
+    plain = Transformer(CONFIG)
+    params = plain.init(jax.random.key(0), method=everything)["params"]
+
+    def total(config, params):
+        outputs = Transformer(config).apply({"params": params}, method=everything)
+        return sum(jnp.sum(jnp.sin(out)) for out in outputs), outputs
+
+    value = jax.jit(jax.value_and_grad(total, argnums=1, has_aux=True), static_argnums=0)
+    (_, expected), gradient = value(CONFIG, params)
+    np.testing.assert_allclose(expected[1], expected[2], atol=1e-5)
+    scanned = dataclasses.replace(CONFIG, scan=True, remat=True)
+    own = Transformer(scanned).init(jax.random.key(0), method=everything)["params"]
+    stacked = stack_blocks(params)
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, stacked)
+    (_, found), stacked_gradient = value(scanned, stacked)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        stacked_gradient, stack_blocks(gradient),
+    )  # fmt: skip

@@ -43,8 +43,8 @@ def make_batch(seed=0, missing=True):
     actions = jnp.asarray(rng.integers(0, V, size=(P, G, S)), jnp.int32)
     lengths = rng.integers(1, S + 1, size=(P, G))
     mask = jnp.asarray(np.arange(S)[None, None, :] < lengths[:, :, None])
-    # The lengths of two halves must differ, or equal weights would be right by accident.
-    mask = mask.at[2:].set(mask[2:] & (jnp.arange(S) < 1)[None, None, :])
+    # The lengths of the micro-batches must differ, or equal weights would be right by accident.
+    mask = mask.at[1::2].set(mask[1::2] & (jnp.arange(S) < 1)[None, None, :])
     old = -jnp.asarray(rng.exponential(size=(P, G, S)), jnp.float32)
     prompts = jnp.zeros((P,), jnp.int32)
     trajectories = Trajectories(prompts, actions, actions, old, mask)
@@ -81,10 +81,10 @@ def test_accumulation_equals_the_whole_batch(normalize, parts, key):
 
 
 def test_a_micro_batch_without_a_reward_is_left_out(key):
-    """The second half of the batch is missing: the result is that of the first half."""
+    """All of the second micro-batch is missing: the result is that of the first."""
     signal = make_batch(missing=False)
-    gone = signal.replace(mask=signal.mask.at[2:].set(False))
-    half = jax.tree.map(lambda leaf: leaf[:2], signal)
+    gone = signal.replace(mask=signal.mask.at[1::2].set(False))
+    half = jax.tree.map(lambda leaf: leaf[::2], signal)
     split, whole = make(accumulate=2), make()
     found, _ = jax.jit(split.update)(split.init(key, PARAMS), gone)
     expected, _ = jax.jit(whole.update)(whole.init(key, PARAMS), half)

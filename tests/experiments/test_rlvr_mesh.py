@@ -1,0 +1,49 @@
+"""One arm on a mesh of four forced host devices, stopped and continued."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def run(workdir, *flags):
+    return subprocess.run(
+        [
+            sys.executable, "-m", "experiments.rlvr_mesh",
+            "--config=configs/noise_corrected_grpo.py:smoke", f"--workdir={workdir}",
+            "--config.warm_start.steps=2", *flags,
+        ],  # fmt: skip
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_an_arm_trains_on_a_mesh(tmp_path):
+    done = run(tmp_path / "run", "--mesh=1,-1,2", "--arm=appeals_backward", "--accumulate=2")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    metrics = [json.loads(line) for line in lines]
+    assert all(row["train/skipped"] == 0 for row in metrics)
+    assert all(0 <= row["reward/true"] <= 1 for row in metrics)
+    assert (tmp_path / "run" / "checkpoints" / "6" / "manifest.json").exists()
+
+
+def test_what_cannot_be_split_is_refused(tmp_path):
+    done = run(tmp_path / "run", "--mesh=4,1,1", "--accumulate=2")
+    assert done.returncode == 2
+    assert "prompts_per_step = 4; allowed are multiples of data * fsdp * accumulate = 8" in (
+        done.stderr
+    )
+    assert not (tmp_path / "run").exists()
