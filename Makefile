@@ -4,6 +4,8 @@ VENV ?= .venv
 RUNS ?= runs
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+# The tests install libtpu to compile for TPUs; without one it only complains at start.
+export JAX_PLATFORMS ?= cpu
 
 .PHONY: help install demo test test-slow reliability benchmark results clean
 

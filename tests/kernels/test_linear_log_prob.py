@@ -1,140 +1,149 @@
-"""Every kernel against the float64 oracle, values and gradients."""
+"""The entry, the blocked XLA kernel and the materialising reference, against float64."""
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import linear_log_prob_oracle as oracle
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreward.kernels.linear_log_prob import api, reference, xla
-
-BLOCKED = [name for name in api.IMPLEMENTATIONS if name != "reference"]
-
-
-def _inputs(rng, rows, width, vocabulary, scale=1.0):
-    hidden = rng.standard_normal((rows, width)) * scale
-    weight = rng.standard_normal((width, vocabulary)) / np.sqrt(width)
-    targets = rng.integers(-1, vocabulary, rows).astype(np.int32)
-    bias = rng.standard_normal(vocabulary)
-    cotangents = rng.standard_normal((3, rows)) * (rng.random((3, rows)) > 0.3)
-    return hidden, weight, targets, bias, cotangents
+from jaxreward.kernels.linear_log_prob import api, reference
+from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks
 
 
-def _value_and_gradient(function, hidden, weight, bias, cotangents):
-    def total(hidden, weight, bias):
-        return sum(jnp.sum(g * out) for g, out in zip(cotangents, function(hidden, weight, bias)))
+def _kernel(implementation, block_rows=None, **options):
+    def function(hidden, weight, targets, bias):
+        return api.linear_log_prob(
+            hidden, weight, targets, bias,
+            implementation=implementation, block_rows=block_rows, **options,
+        )  # fmt: skip
 
-    outputs = function(hidden, weight, bias)
-    return outputs, jax.grad(total, (0, 1, 2))(hidden, weight, bias)
-
-
-def _oracle(hidden, weight, targets, bias, cotangents, **options):
-    with jax.enable_x64(True):
-        arrays = [jnp.asarray(x, jnp.float64) for x in (hidden, weight, bias, cotangents)]
-
-        def function(h, w, b):
-            return reference.linear_log_prob(h, w, jnp.asarray(targets), b, **options)
-
-        result = _value_and_gradient(function, *arrays)
-        return jax.tree.map(np.asarray, result)
+    return function
 
 
-@pytest.mark.parametrize("implementation", BLOCKED)
+@settings(max_examples=12)
 @given(
-    rows=st.integers(1, 40),
-    vocabulary=st.sampled_from([1, 2, 7, 130]),
+    rows=st.sampled_from([1, 13, 40]),
+    vocabulary=st.sampled_from([1, 2, 130]),
     block_rows=st.sampled_from([1, 8, 64]),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     softcap=st.sampled_from([None, 4.0]),
+    padding=st.sampled_from([0, 5]),
+    bias=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_values_and_gradients(implementation, rows, vocabulary, block_rows, temperature, softcap, seed):
-    hidden, weight, targets, bias, cotangents = _inputs(
-        np.random.default_rng(seed), rows, 5, vocabulary
-    )
+def test_blocked_values_and_gradients(
+    rows, vocabulary, block_rows, temperature, softcap, padding, bias, seed
+):
+    problem = oracle.make(seed, rows, 5, vocabulary + padding, bias=bias)
+    problem.targets[problem.targets >= vocabulary] = 0
     options = dict(temperature=temperature, logit_softcap=softcap)
-    expected = _oracle(hidden, weight, targets, bias, cotangents, **options)
+    if padding:
+        options["vocabulary"] = vocabulary
+    actual = oracle.run(_kernel("xla", block_rows, **options), problem)
+    oracle.assert_close(actual, oracle.answer(problem, **options))
+    assert np.all(np.asarray(actual[0][1]) <= np.float32(np.log(vocabulary)))
+    np.testing.assert_array_equal(actual[1][0][oracle.idle_rows(problem)], 0.0)
+    np.testing.assert_array_equal(actual[1][1][:, vocabulary:], 0.0)
 
-    def function(h, w, b):
-        return api.linear_log_prob(
-            h, w, jnp.asarray(targets), b,
-            implementation=implementation, block_rows=block_rows, **options,
+
+@pytest.mark.parametrize("options", [{}, dict(logit_softcap=3.0, temperature=0.5, vocabulary=7)])
+def test_reference_in_float64(options):
+    problem = oracle.make(1, 9, 4, 11)
+    problem.targets[problem.targets >= 7] = 2
+    with jax.enable_x64(True):
+        operands = (problem.hidden, problem.weight, problem.bias)
+        arrays = [jnp.asarray(x, jnp.float64) for x in operands]
+        targets = jnp.asarray(problem.targets)
+        outputs, pullback = jax.vjp(
+            lambda h, w, b: reference.linear_log_prob(h, w, targets, b, **options), *arrays
         )
-
-    arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, weight, bias, cotangents)]
-    actual = _value_and_gradient(function, *arrays)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
-        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5)
-    log_prob, entropy, _ = actual[0]
-    assert np.all(np.asarray(log_prob) <= 0)
-    assert np.all(np.asarray(entropy) >= 0)
-    assert np.all(np.asarray(entropy) <= np.log(vocabulary) + 1e-5)
+        gradients = pullback(tuple(jnp.asarray(problem.cotangents, jnp.float64)))
+        expected = oracle.answer(problem, **options)
+        for a, e in zip((*outputs, *gradients), (*expected[0], *expected[1])):
+            np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", BLOCKED)
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
 @pytest.mark.parametrize("size", [1e4, -1e4, 0.0])
 def test_extreme_logits(implementation, size):
-    hidden = jnp.full((4, 2), size, jnp.float32)
-    weight = jnp.asarray([[1.0, 0.0, 1.0], [0.0, 0.5, 0.0]], jnp.float32)
-    targets = jnp.asarray([0, 1, 2, -1], jnp.int32)
+    problem = oracle.extreme(size)
+    actual = oracle.run(_kernel(implementation), problem)
+    oracle.assert_close(actual, oracle.answer(problem), rtol=1e-6, atol=1e-5)
 
-    def total(h, w):
-        outputs = api.linear_log_prob(h, w, targets, implementation=implementation)
-        return sum(jnp.sum(out) for out in outputs), outputs
 
-    (_, actual), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, weight)
-    with jax.enable_x64(True):
-        exact = [jnp.asarray(np.asarray(x), jnp.float64) for x in (hidden, weight)]
-        expected = [np.asarray(x) for x in reference.linear_log_prob(*exact, targets)]
-    for a, e in zip(actual, expected):
-        np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-5)
-    assert all(np.all(np.isfinite(g)) for g in gradients)
-    assert float(actual[0][3]) == 0.0
-    np.testing.assert_array_equal(gradients[0][3], 0.0)
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_banned_tokens(implementation):
+    problem = oracle.make(2, 6, 4, 9)
+    problem.bias[3:5] = -np.inf
+    problem.targets[np.isin(problem.targets, (3, 4))] = 0
+    actual = oracle.run(_kernel(implementation), problem)
+    oracle.assert_close(actual, oracle.answer(problem))
+    np.testing.assert_array_equal(actual[1][1][:, 3:5], 0.0)
 
 
 def test_bfloat16_accumulates_in_float32():
-    rng = np.random.default_rng(3)
-    hidden, weight, targets, _, _ = _inputs(rng, 64, 256, 1000, scale=1.5)
-    hidden, weight = (jnp.asarray(x, jnp.bfloat16) for x in (hidden, weight))
-    log_prob, _, _ = api.linear_log_prob(hidden, weight, jnp.asarray(targets))
-    assert log_prob.dtype == jnp.float32
-    exact, _, _ = reference.linear_log_prob(
-        hidden.astype(jnp.float32), weight.astype(jnp.float32), jnp.asarray(targets)
-    )
-    np.testing.assert_allclose(log_prob, exact, atol=1e-4)
+    problem = oracle.make(3, 64, 256, 1000, dtype=jnp.bfloat16, bias=False)
+    actual = oracle.run(_kernel("xla"), problem, jnp.bfloat16)
+    expected = oracle.answer(problem)
+    np.testing.assert_allclose(actual[0], expected[0], atol=1e-5)
+    oracle.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
 
-def test_gradient_formed_in_the_forward_equals_recomputation():
-    rng = np.random.default_rng(4)
-    hidden, weight, targets, bias, cotangents = _inputs(rng, 37, 8, 53)
-    hidden, weight, bias = (jnp.asarray(x, jnp.float32) for x in (hidden, weight, bias))
-    targets, extras = jnp.asarray(targets), jnp.asarray(cotangents[0], jnp.float32)
+def test_poison_stays_in_its_row():
+    problem = oracle.make(4, 12, 4, 7)
+    problem.targets[:] = 1
+    problem.hidden[5] = np.nan
+    outputs, (d_hidden, _, _) = oracle.run(_kernel("xla", 4), problem)
+    finite = np.arange(12) != 5
+    assert np.all(np.isfinite(np.asarray(outputs)[:, finite]))
+    assert np.all(np.isnan(np.asarray(outputs)[:, 5]))
+    assert np.all(np.isfinite(np.asarray(d_hidden)[finite]))
 
-    def token_loss(log_prob, entropy, advantage):
-        return -advantage * jnp.exp(log_prob) + 0.1 * entropy
+
+def _token_loss(log_prob, entropy, advantage):
+    loss = -advantage * jnp.exp(log_prob) + 0.1 * jnp.abs(advantage) * entropy
+    return jnp.where(advantage != 0, loss, 1.0)
+
+
+@pytest.mark.parametrize("options", [{}, dict(logit_softcap=3.0, temperature=0.5, vocabulary=40)])
+def test_gradient_formed_in_the_forward_equals_recomputation(options):
+    problem = oracle.make(4, 37, 8, 53)
+    problem.targets[problem.targets >= 40] = 7
+    problem.cotangents[0, 16:24] = 0  # a block without gradient
+    arrays = [jnp.asarray(x, jnp.float32) for x in (problem.hidden, problem.weight, problem.bias)]
+    targets, extras = jnp.asarray(problem.targets), jnp.asarray(problem.cotangents[0], jnp.float32)
 
     def fused(h, w, b):
-        total, _ = xla.linear_token_loss(h, w, targets, token_loss, extras, b, block_rows=8)
-        return 2.0 * total
+        total, aux = api.linear_token_loss(
+            h, w, targets, _token_loss, extras, b, block_rows=8, **options
+        )
+        return 2.0 * total, aux
 
     def plain(h, w, b):
-        log_prob, entropy, _ = reference.linear_log_prob(h, w, targets, b)
-        loss = jnp.where(targets >= 0, token_loss(log_prob, entropy, extras), 0.0)
-        return 2.0 * jnp.sum(loss)
+        log_prob, entropy, _ = reference.linear_log_prob(h, w, targets, b, **options)
+        loss = jnp.where(targets >= 0, _token_loss(log_prob, entropy, extras), 0.0)
+        return 2.0 * jnp.sum(loss), (log_prob, entropy)
 
-    actual = jax.value_and_grad(fused, (0, 1, 2))(hidden, weight, bias)
-    expected = jax.value_and_grad(plain, (0, 1, 2))(hidden, weight, bias)
+    actual, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(*arrays) for f in (fused, plain)
+    )
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
+    without_gradient = fused(*arrays)
+    np.testing.assert_allclose(without_gradient[0], actual[0][0], rtol=1e-6)
 
 
-def test_no_buffer_holds_all_logits():
+@pytest.mark.parametrize("scheme", ["recomputing", "forward"])
+def test_no_buffer_holds_all_logits(scheme):
     rows, width, vocabulary = 2048, 8, 4096
 
     def total(h, w, t):
+        if scheme == "forward":
+            loss = lambda log_prob, entropy, _: -log_prob + entropy
+            return api.linear_token_loss(h, w, t, loss, None, block_rows=64)[0]
         log_prob, entropy, _ = api.linear_log_prob(h, w, t, block_rows=64)
         return jnp.sum(log_prob + entropy)
 
@@ -147,12 +156,38 @@ def test_no_buffer_holds_all_logits():
     assert compiled.memory_analysis().temp_size_in_bytes < rows * vocabulary * 4 / 8
 
 
-def test_refusals():
-    hidden, weight = jnp.zeros((3, 2)), jnp.zeros((2, 5))
-    targets = jnp.zeros((3,), jnp.int32)
-    with pytest.raises(ValueError, match="implementation = 'magic'; allowed are"):
-        api.linear_log_prob(hidden, weight, targets, implementation="magic")
-    with pytest.raises(ValueError, match="block_rows = 0; allowed is >= 1"):
-        api.linear_log_prob(hidden, weight, targets, block_rows=0)
+def test_no_rows():
+    outputs = api.linear_log_prob(jnp.zeros((0, 3)), jnp.zeros((3, 5)), jnp.zeros((0,), jnp.int32))
+    assert [out.shape for out in outputs] == [(0,)] * 3
+
+
+def test_choice_on_this_device():
+    assert api.choose(4096, 576, 49152) == "xla"
+    assert 8 <= api.default_block_rows(1 << 30) < api.default_block_rows(49152) <= 4096
+    assert api.default_block_rows(151936, "gpu") >= 1024
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(implementation="magic"), "implementation = 'magic'; allowed are"),
+        (dict(block_rows=0), "block_rows = 0; allowed is >= 1"),
+        (dict(temperature=0.0), "temperature = 0.0; allowed is > 0"),
+        (dict(logit_softcap=-1.0), "logit_softcap = -1.0; allowed is None or > 0"),
+        (dict(vocabulary=6), r"vocabulary = 6; allowed is in \[1, 5\]"),
+        (dict(interpret=True, implementation="xla"), "interpret = True with implementation"),
+        (dict(block_rows=8, implementation="pallas_tpu"), "block_rows = 8 with implementation"),
+        (dict(blocks=GpuBlocks(), implementation="pallas_tpu"), "allowed is None or TpuBlocks"),
+        (dict(blocks=GpuBlocks(), implementation="xla"), "allowed is None$"),
+    ],
+)
+def test_refusals(change, message):
+    hidden, weight, targets = jnp.zeros((3, 2)), jnp.zeros((2, 5)), jnp.zeros((3,), jnp.int32)
+    with pytest.raises(ValueError, match=message):
+        api.linear_log_prob(hidden, weight, targets, **change)
+
+
+def test_shapes_are_refused():
+    hidden, weight, targets = jnp.zeros((3, 2)), jnp.zeros((2, 5)), jnp.zeros((3,), jnp.int32)
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match="weight"):
         api.linear_log_prob(hidden, weight.T, targets)

@@ -1,0 +1,34 @@
+"""The TPU kernels compile for v5e, v5p and v6e, with no TPU present."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROWS, WIDTH, VOCABULARY = 8000, 384, 50001
+
+# A process of its own: libtpu writes to stderr and may be loaded once at a time.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is missing")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_compiles_without_logits(topology):
+    script = pathlib.Path(__file__).with_name("compile_for_tpu.py")
+    command = [sys.executable, str(script), topology, *map(str, (ROWS, WIDTH, VOCABULARY))]
+    environment = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["kernels"] == ["forward_kernel", "hidden_kernel", "weight_kernel"]
+    # At most the weight and its gradient in another layout, V not being a multiple of 128.
+    assert found["temp"] < 4 * ROWS * VOCABULARY / 8
