@@ -30,10 +30,10 @@ demo: install
 	$(PY) -m experiments.results_table $(RUNS)
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 test-slow: install
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n auto --dist loadfile -m slow
 
 reliability: install
 	$(PY) -m experiments.reliability --workdir=$(RUNS)/reliability

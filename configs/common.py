@@ -60,7 +60,7 @@ def rlvr() -> ml_collections.ConfigDict:
 
     config.tune = ml_collections.ConfigDict()  # the same budget for every arm, own seeds
     config.tune.seeds = 2
-    config.tune.steps = 60
+    config.tune.steps = 40
     config.tune.learning_rate = (1e-3, 2e-3)
     config.tune.kl_coefficient = (0.1, 0.3)
 
