@@ -160,7 +160,8 @@ def add_arms(config: ml_collections.ConfigDict, noise: tuple[str, ...]) -> None:
     for setting in ("equal", "tuned"):
         for name in controls:
             config.claims[f"{setting}_{name}"] = claim(name, controls[name], setting)
-        for name, oracle in (("backward", "leave_one_out"), ("corrected_normalization", "group_std")):
+        oracles = {"backward": "leave_one_out", "corrected_normalization": "group_std"}
+        for name, oracle in oracles.items():
             name = name if known else f"appeals_{name}"
             config.claims[f"{setting}_{name}_recovers"] = claim(
                 name, f"clean_{oracle}", setting, 0.03

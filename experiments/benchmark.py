@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
         names = [argument for argument in argv if not argument.startswith("--")]
         if len(names) != 1 or names[0] not in (*NAMES, "all"):
             allowed = ", ".join((*NAMES, "all"))
-            raise ConfigError(f"benchmark = {' '.join(names) or 'nothing'!r}; allowed are {allowed}")
+            given = " ".join(names) or "nothing"
+            raise ConfigError(f"benchmark = {given!r}; allowed are {allowed}")
         options = [argument for argument in argv if argument.startswith("--")]
         values = cli.parse(options, flags).values
     except ConfigError as error:

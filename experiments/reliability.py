@@ -33,7 +33,7 @@ SUITE = {
         "tests/training/test_checkpoint.py",
         "tests/training/test_loop.py",
     ),
-    "learning_rate_0": ("tests/policies/test_language.py",),
+    "learning_rate_0": ("tests/training/test_sharding_multi_device.py",),
     "hostile_rewards_and_poison_text": ("tests/rewards/test_pool.py",),
     "unscorable_never_pays": ("tests/transforms/test_battery.py",),
     "verifier_table": ("tests/rewards/test_verifiers.py",),
@@ -138,7 +138,8 @@ def same_command_twice(root: pathlib.Path) -> tuple[bool, str]:
     prints = []
     for name in ("first", "second"):
         folder = root / name
-        subprocess.run([a.replace("{workdir}", str(folder)) for a in RUN], check=True, capture_output=True)
+        command = [argument.replace("{workdir}", str(folder)) for argument in RUN]
+        subprocess.run(command, check=True, capture_output=True)
         prints.append(faults.fingerprint_run(folder))
     same = prints[0] == prints[1]
     return same and len(prints[0]) > 0, f"{len(prints[0])} files and arrays compared"

@@ -183,8 +183,8 @@ def train(context: Context, stage: Stage) -> dict[str, np.ndarray]:
     )
     final = evaluate_fn(state)
     shape = (len(population.arms), population.members)
-    columns = {name: [final[arm][name] for arm in population.arms] for name in final[population.arms[0]]}
-    return {name: np.stack(jax.device_get(rows)).reshape(shape) for name, rows in columns.items()}
+    rows = jax.device_get([final[arm] for arm in population.arms])
+    return {name: np.stack([row[name] for row in rows]).reshape(shape) for name in rows[0]}
 
 
 def make_step(context: Context, population: Population) -> Callable[..., Any]:
@@ -242,8 +242,9 @@ def _verify(verification: Verification, trajectories, rows):
 
 
 def make_evaluate(context: Context, population: Population) -> Callable[..., Any]:
-    """`(state) -> {arm: {name: [M]}}`: accuracy on `config.evaluation` prompts at the training temperature.
+    """`(state) -> {arm: {name: [M]}}`: accuracy on the evaluation prompts.
 
+    At the training temperature, on the prompts and with the samples of `config.evaluation`.
     `eval/true_accuracy` and `eval/observed_accuracy` are means over all prompts and samples
     whose verdict is there.
     """

@@ -174,9 +174,8 @@ def _attend_together(q: Array, shared: Segment | None, own: Segment, steps: int)
     mask = own.mask.reshape((1,) * (4 - own.mask.ndim) + own.mask.shape)
     cache = own.cache
     if shared is not None:
-        seen = jnp.broadcast_to(
-            shared.mask[:, None, None, :], shared.mask.shape[:1] + (1, steps) + shared.mask.shape[1:]
-        )
+        prompts, length = shared.mask.shape
+        seen = jnp.broadcast_to(shared.mask[:, None, None, :], (prompts, 1, steps, length))
         mask = jnp.broadcast_to(mask, seen.shape[:1] + (1,) + mask.shape[2:])
         mask = jnp.concatenate([seen, mask], axis=-1)
         cache = jax.tree.map(_side_by_side, shared.cache, cache)
