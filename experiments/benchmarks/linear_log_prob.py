@@ -3,7 +3,9 @@
 Token log-probabilities and entropies, a clipped loss with an entropy bonus, forward and
 backward, by every implementation there is here in one process, and cross-entropies of others
 (log-probability only, no entropy, hence less work). Memory is the compiled module's temporary
-memory; the floor is 6 N D V FLOP at the matmul rate measured in the same run.
+memory; the floor is 6 N D V FLOP at the matmul rate measured in the same run. The speed of a
+machine drifts, so every round times every implementation once, and ratios are taken within a
+round.
 """
 
 import importlib.util
@@ -69,25 +71,44 @@ def run(workdir: str, quick: bool) -> dict[str, Any]:
 def measure(shape: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Seconds, temporary bytes and loss of every implementation on one shape."""
     import jax
+    import numpy as np
 
-    arguments, peak = make_arguments(shape), matmul_peak(shape["dtype"])
-    entries, notes = {}, []
+    arguments, compiled, entries, notes = make_arguments(shape), {}, {}, []
     for name, entry in make_entries(shape).items():
         try:
-            found = _measure(entry, arguments, repeats)
+            compiled[name], entries[name] = _compile(entry, arguments)
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             notes.append(f"{name} did not run: {str(error).strip().splitlines()[0][:120]}")
-            continue
-        unit = 2 * shape["rows"] * shape["width"] * shape["vocabulary"] / peak
-        found["peak_share"] = entry.products * unit / found["median"]
-        found["floor_share"] = 3 * unit / found["median"]
-        entries[name] = found
     _check_losses(entries)
+    peaks = _rounds(compiled, entries, arguments, shape["dtype"], repeats)
+    peak = float(np.median(peaks))
+    unit = 2 * shape["rows"] * shape["width"] * shape["vocabulary"] / peak
+    for entry in entries.values():
+        entry["median"] = float(np.median(entry["seconds"]))
+        entry["peak_share"] = entry["products"] * unit / entry["median"]
+        entry["floor_share"] = 3 * unit / entry["median"]
     if jax.default_backend() == "gpu":
         theirs = _torch(shape, repeats)
         notes += theirs["notes"]
         entries.update(theirs["entries"])
-    return {"shape": shape, "matmul_flops": peak, "entries": entries, "notes": notes}
+    found = {"shape": shape, "matmul_flops": peak, "matmul_flops_by_round": peaks}
+    return {**found, "entries": entries, "notes": notes}
+
+
+def _rounds(compiled, entries, arguments, dtype: str, repeats: int) -> list[float]:
+    """Adds the seconds of each round to the entries; returns the matmul rates."""
+    import time
+
+    import jax
+
+    peaks = []
+    for _ in range(repeats):
+        peaks.append(matmul_peak(dtype))
+        for name, function in compiled.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            entries[name]["seconds"].append(time.perf_counter() - start)
+    return peaks
 
 
 def make_arguments(shape: dict[str, Any]) -> tuple:
@@ -197,23 +218,20 @@ def matmul_peak(dtype: str) -> float:
     size = 2048 if jax.default_backend() == "cpu" else 8192
     square = jax.random.normal(jax.random.key(0), (size, size)).astype(jnp.dtype(dtype))
     product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32))
-    return 2 * size**3 / min(timing.seconds(product, square, repeats=5))
+    return 2 * size**3 / min(timing.seconds(product, square, repeats=3))
 
 
-def _measure(entry: Entry, arguments: tuple, repeats: int) -> dict[str, Any]:
+def _compile(entry: Entry, arguments: tuple) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The compiled value and gradient, called once, and what is known of it before timing."""
     import jax
-    import numpy as np
-
-    from experiments.benchmarks import timing
 
     both = jax.jit(jax.value_and_grad(entry.loss, (0, 1))).lower(*arguments).compile()
-    seconds = timing.seconds(both, *arguments, repeats=repeats)
-    return {
-        "seconds": seconds,
-        "median": float(np.median(seconds)),
+    return both, {
+        "seconds": [],
         "temporary_bytes": both.memory_analysis().temp_size_in_bytes,
         "loss": float(both(*arguments)[0]),
         "full": entry.full,
+        "products": entry.products,
     }
 
 
@@ -255,12 +273,15 @@ def bars(found: dict[str, Any], device: str) -> list[str]:
 
 
 def _cpu_bar(name: str, entry: dict[str, Any], base: dict[str, Any]) -> str:
-    time = entry["median"] / base["median"]
+    import numpy as np
+
+    ratios = np.asarray(entry["seconds"]) / np.asarray(base["seconds"])
+    time, low, high = float(np.median(ratios)), ratios.min(), ratios.max()
     memory = entry["temporary_bytes"] / base["temporary_bytes"]
     holds = time <= CPU_TIME and memory <= CPU_MEMORY
     return (
-        f"{name}: {time:.2f} of the naive time (bar {CPU_TIME:g}), {memory:.3f} of its "
-        f"temporary memory (bar {CPU_MEMORY:g}): {_verdict(holds)}"
+        f"{name}: {time:.2f} ({low:.2f} to {high:.2f}) of the naive time (bar {CPU_TIME:g}), "
+        f"{memory:.3f} of its temporary memory (bar {CPU_MEMORY:g}): {_verdict(holds)}"
     )
 
 

@@ -24,7 +24,8 @@ def test_quick(tmp_path, monkeypatch, capsys):
 
 
 def _entry(median, memory, loss=1.0):
-    return dict(median=median, temporary_bytes=memory, loss=loss, full=True)
+    seconds = [median, median, 10 * median]
+    return dict(median=median, seconds=seconds, temporary_bytes=memory, loss=loss, full=True)
 
 
 @pytest.mark.parametrize(
