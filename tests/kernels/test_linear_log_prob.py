@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreward.kernels.linear_log_prob import api, reference
+from jaxreward.kernels.linear_log_prob import api, reference, rows
 from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks
 
 
@@ -25,7 +25,7 @@ def _kernel(implementation, block_rows=None, **options):
 
 @settings(max_examples=12)
 @given(
-    rows=st.sampled_from([1, 13, 40]),
+    count=st.sampled_from([1, 13, 40]),
     vocabulary=st.sampled_from([1, 2, 130]),
     block_rows=st.sampled_from([1, 8, 64]),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
@@ -35,9 +35,9 @@ def _kernel(implementation, block_rows=None, **options):
     seed=st.integers(0, 2**16),
 )
 def test_blocked_values_and_gradients(
-    rows, vocabulary, block_rows, temperature, softcap, padding, bias, seed
+    count, vocabulary, block_rows, temperature, softcap, padding, bias, seed
 ):
-    problem = oracle.make(seed, rows, 5, vocabulary + padding, bias=bias)
+    problem = oracle.make(seed, count, 5, vocabulary + padding, bias=bias)
     problem.targets[problem.targets >= vocabulary] = 0
     options = dict(temperature=temperature, logit_softcap=softcap)
     if padding:
@@ -101,6 +101,39 @@ def test_poison_stays_in_its_row():
     assert np.all(np.isfinite(np.asarray(outputs)[:, finite]))
     assert np.all(np.isnan(np.asarray(outputs)[:, 5]))
     assert np.all(np.isfinite(np.asarray(d_hidden)[finite]))
+
+
+@pytest.mark.parametrize("idle", ["ignored", "no cotangent"])
+def test_rows_without_gradient_are_not_read_in_the_backward(idle):
+    problem = oracle.make(5, 12, 4, 7)
+    problem.targets[:] = 1
+    problem.hidden[5] = np.nan
+    if idle == "ignored":
+        problem.targets[5] = -1
+    else:
+        problem.cotangents[:, 5] = 0.0
+    _, gradients = oracle.run(_kernel("xla", 4), problem)
+    assert all(np.all(np.isfinite(x)) for x in gradients)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8, 13])
+def test_blocks_visited_are_those_that_hold_active_rows(count):
+    active = np.random.default_rng(0).permutation(np.arange(13) < count)
+    order = rows.active_first(jnp.asarray(active), 4)
+    assert int(rows.blocks(order, 4)) == -(-count // 4)
+    np.testing.assert_array_equal(order.index[:count], np.flatnonzero(active))
+    assert len(set(order.index.tolist())) == 16 and np.all(order.index[count:] >= 13)
+
+
+def test_a_target_that_does_not_exist_has_no_probability():
+    hidden, weight = jnp.ones((2, 3)), jnp.ones((3, 5))
+    targets = jnp.asarray([3, 7], jnp.int32)
+    for implementation in ("reference", "xla"):
+        log_prob, entropy, _ = api.linear_log_prob(
+            hidden, weight, targets, vocabulary=3, implementation=implementation
+        )
+        np.testing.assert_array_equal(log_prob, -np.inf)
+        np.testing.assert_allclose(entropy, np.log(3), rtol=1e-6)
 
 
 def _token_loss(log_prob, entropy, advantage):

@@ -25,7 +25,8 @@ def _compiled(**settings):
     )
     loss = policy_objective(policy, normalize="token", entropy_coefficient=0.01)
     step = make_update_step(loss, advantage.grpo(), optax.sgd(1e-2, momentum=0.9))
-    prompts = language.Prompts(jnp.ones((PROMPTS, 4), jnp.int32), jnp.full((PROMPTS,), 4, jnp.int32))
+    lengths = jnp.full((PROMPTS,), 4, jnp.int32)
+    prompts = language.Prompts(jnp.ones((PROMPTS, 4), jnp.int32), lengths)
 
     def start(key):
         tokens = jnp.ones((PROMPTS, GROUP, STEPS), jnp.int32)
