@@ -158,7 +158,7 @@ def _trips(each: _Instruction, computations: Computations) -> int | None:
         int(i.arguments)
         for part in [condition, *(computations.get(name, []) for name in _fusions(condition))]
         for i in part
-        if i.op == "constant" and i.kind.startswith("s32[]")
+        if i.op == "constant" and i.kind.startswith(("s32[]", "u32[]"))
     ]
     return bounds[0] if len(bounds) == 1 else None
 
