@@ -158,7 +158,7 @@ def _trips(each: _Instruction, computations: Computations) -> int | None:
         int(i.arguments)
         for part in [condition, *(computations.get(name, []) for name in _fusions(condition))]
         for i in part
-        if i.op == "constant" and i.kind.startswith("s32[]")
+        if i.op == "constant" and i.kind.startswith(("s32[]", "u32[]"))
     ]
     return bounds[0] if len(bounds) == 1 else None
 
@@ -301,7 +301,7 @@ def _add_collective(each, types, inside: str, wire, calls) -> None:
     base = each.op.removesuffix("-start")
     if base not in _COLLECTIVES:
         return
-    groups = _group_size(each.rest)
+    groups = 2 if base == "collective-permute" else _group_size(each.rest)
     size = max(
         [_size(f"{n}[{d}]", memory_only=False) for n, d, _ in _SHAPE.findall(each.kind)]
         if each.op.endswith("-start") else [_size(each.kind, memory_only=False)]

@@ -31,6 +31,7 @@ for _name, _value in {
 import json
 import pathlib
 import sys
+import tempfile
 import time
 from typing import Any, Sequence
 
@@ -152,15 +153,14 @@ def plan_split(job: Any, devices: list[Any], split: plan_search.Split, chip: Chi
 def figures(part: Any, chip: Chip) -> dict[str, Any]:
     """What a program needs and does on each chip; bytes, operations and seconds."""
     start = time.monotonic()
-    lowered = part.lower()
     try:
-        compiled = lowered.compile()
+        compiled, text = _compiled(part.lower())
     except Exception as error:
         if "memory" not in str(error).lower():
             raise
         return {"fits": False, "compiler": " ".join(str(error).split())[:400]}
     memory = compiled.memory_analysis()
-    cost = hlo_cost.count(compiled.as_text(), rounds=part.rounds)
+    cost = hlo_cost.count(text, rounds=part.rounds)
     arguments = memory.argument_size_in_bytes
     fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = arguments + fresh + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
@@ -182,8 +182,22 @@ def figures(part: Any, chip: Chip) -> dict[str, Any]:
         "bound_by": max(seconds, key=seconds.get),
         "collectives": _collectives(cost),
         "loops_assumed": cost.unknown,
+        "rounds": part.rounds,
         "compile_seconds": time.monotonic() - start,
     }
+
+
+def _compiled(lowered: Any) -> tuple[Any, str]:
+    """The program and its text, from what the compiler writes where jax cannot give it.
+
+    jax reads the program back from its serial form, which fails for some asynchronous
+    collectives of v5p.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        written = sorted(pathlib.Path(folder).glob("*.after_codegen.txt"))
+        return compiled, written[-1].read_text() if written else compiled.as_text()
 
 
 def _collectives(cost: hlo_cost.Cost) -> list[dict[str, Any]]:
@@ -221,6 +235,11 @@ def _table(name: str, part: dict[str, Any]) -> str:
         lines.append(
             f"    {row['kind']} over {row['devices']}: {row['calls']:.0f} calls, "
             f"{row['bytes'] / 1e9:.3f} GB sent"
+        )
+    if part["loops_assumed"]:
+        lines.append(
+            f"    {part['loops_assumed']} loop(s) whose length is decided while they run are "
+            f"counted {part['rounds']} time(s)"
         )
     lines.append(f"    compiled in {part['compile_seconds']:.0f} s")
     return "\n".join(lines)

@@ -68,7 +68,7 @@ def estimated_memory(job: Any, split: Split) -> float:
     head = 10.0 * c.width * c.vocab_size + 3 * (640 << 20)
     update = stream + scores + inside + head + 4.0 * weights / shards
     cache = 4.0 * samples * job.response_length * c.layers * c.kv_heads * c.size_per_head
-    sampler = 2.0 * weights / split.tensor + 2 * cache / split.tensor
+    sampler = 2.5 * weights / split.tensor + 2 * cache / split.tensor  # some are transposed
     sampler += 3 * 4.0 * samples * c.vocab_size / split.tensor
     return resident + max(update, sampler)
 

@@ -90,6 +90,8 @@ def test_a_loop_of_unknown_length_runs_as_often_as_told():
     text = PROGRAM.replace("CONDITION", "open")
     assert hlo_cost.count(text, rounds=3).calls["all-gather", 4, "3"] == 7 + 3
     assert hlo_cost.count(text).unknown == 1
+    unsigned = text.replace("%n = s32[]", "%n = u32[]")  # the counter of a windowed product
+    assert hlo_cost.count(unsigned, rounds=3) == hlo_cost.count(text, rounds=3)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from jaxreward.training import checkpoint
 
@@ -76,6 +77,7 @@ def judged(workdir):
     return [{row["step"]: row["samples"] for row in map(json.loads, log)} for log in logs]
 
 
+@pytest.mark.slow  # about a minute and a half: six processes that import and compile
 def test_two_processes_survive_being_killed(tmp_path):
     """Metrics and the final state are those of the unbroken run, bit by bit."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
