@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 
-from experiments.rlvr_stages import COMPARE, SETTINGS, Context, Stage
+from experiments.rlvr_programs import Context
+from experiments.rlvr_stages import COMPARE, SETTINGS, Stage
 from jaxreward.training import figures, report
 
 TRUE = "eval/true_accuracy"

@@ -26,3 +26,11 @@ hypothesis.settings.load_profile("default")
 def key() -> jax.Array:
     """A typed key."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For modules whose checks do not hang on optimizations: most of their time is compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

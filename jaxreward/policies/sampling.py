@@ -18,24 +18,31 @@ def processed_log_probs(
     Args:
       logits: float32.
       temperature: > 0; may be traced.
-      top_k: keep the `top_k` most probable tokens (ties at the border are kept); 0 keeps all.
+      top_k: keep the `top_k` most probable tokens; 0 keeps all.
       top_p: keep the fewest most probable tokens whose probabilities sum to `top_p`, at least
         one; 1 keeps all.
+
+    Tokens as probable as the last one kept, to 1e-5 nats, are kept too: the compiler may round
+    a log-probability differently where it is compared.
     """
     log_probs = jax.nn.log_softmax(logits / jnp.asarray(temperature, logits.dtype), axis=-1)
     if top_k:
         border = jax.lax.top_k(log_probs, min(top_k, logits.shape[-1]))[0][..., -1:]
-        log_probs = _keep(log_probs, log_probs >= border)
+        log_probs = _keep(log_probs, border)
     if top_p < 1.0:
         ordered = -jnp.sort(-log_probs, axis=-1)
         before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
         inside = jnp.where(before < top_p, ordered, jnp.inf)
-        log_probs = _keep(log_probs, log_probs >= jnp.min(inside, axis=-1, keepdims=True))
+        log_probs = _keep(log_probs, jnp.min(inside, axis=-1, keepdims=True))
     return log_probs
 
 
-def _keep(log_probs: Array, kept: Array) -> Array:
+def _keep(log_probs: Array, border: Array) -> Array:
+    kept = log_probs >= border - _TIE
     return jax.nn.log_softmax(jnp.where(kept, log_probs, -jnp.inf), axis=-1)
+
+
+_TIE = 1e-5
 
 
 def sample(

@@ -93,10 +93,8 @@ def make_population(
       first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
       accumulate: micro-batches per update.
       spike_factor: see `make_update_step`.
-      runs_at_a_time: about how many runs of a device sample and learn side by side, the
-        others waiting (the nearest number that divides them); 0 for all.
-        Small policies on a CPU are fastest when a few fit its cache; it also bounds memory.
-      mesh: of one axis, over which the runs are split; see `run_mesh`. None: one device.
+      runs_at_a_time: see `map_runs`.
+      mesh: likewise.
 
     Raises:
       ValueError: `runs_at_a_time` < 0, or a mesh that does not divide the runs.
@@ -107,13 +105,9 @@ def make_population(
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
 
     def learner(run_hyper: Hyper):
-        return make_update_step(
-            make_loss(run_hyper),
-            arms[names[0]],
-            make_optimizer(run_hyper),
-            accumulate=accumulate,
-            spike_factor=spike_factor,
-        )
+        loss, optimizer = make_loss(run_hyper), make_optimizer(run_hyper)
+        options = dict(accumulate=accumulate, spike_factor=spike_factor)
+        return make_update_step(loss, arms[names[0]], optimizer, **options)
 
     def init(key: jax.Array, params: Any) -> PopulationState:
         def one(run_hyper, seed):
@@ -125,7 +119,7 @@ def make_population(
         return _place(PopulationState(runs, chains), mesh)
 
     def each_run(function: Callable[..., Any], *trees: Any) -> Any:
-        return _map_runs(function, trees, runs_at_a_time, mesh)
+        return map_runs(function, trees, runs_at_a_time, mesh)
 
     def per_seed(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[flat_seeds], tree)
@@ -146,9 +140,7 @@ def make_population(
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
         return _place(PopulationState(runs, chains), mesh), metrics
 
-    return Population(
-        names, members, init, rollout, update, flat_seeds, per_seed, each_run
-    )
+    return Population(names, members, init, rollout, update, flat_seeds, per_seed, each_run)
 
 
 def run_mesh(runs: int) -> jax.sharding.Mesh:
@@ -167,8 +159,17 @@ def _check(runs_at_a_time: int, mesh: jax.sharding.Mesh | None, runs: int) -> No
         )
 
 
-def _map_runs(function, trees, runs_at_a_time: int, mesh: jax.sharding.Mesh | None) -> Any:
-    """`function` over the leading axis of `trees`: devices side by side, runs in turn."""
+def map_runs(function, trees, runs_at_a_time: int, mesh: jax.sharding.Mesh | None) -> Any:
+    """`function` over the leading axis of `trees`: devices side by side, runs in turn.
+
+    Args:
+      function: `(*own)` of one run.
+      trees: tuple of pytrees, one for each argument.
+      runs_at_a_time: about how many runs of a device go side by side, the others waiting (the
+        nearest number that divides them); 0 for all. Small policies on a CPU are fastest when
+        a few fit its cache; it also bounds memory.
+      mesh: of one axis, over which the runs are split evenly; see `run_mesh`. None: one device.
+    """
 
     def local(*own):
         count = jax.tree.leaves(own)[0].shape[0]

@@ -242,6 +242,6 @@ def test_other_ends_have_their_codes(tmp_path, mode, code, message):
 
 def test_killed_anywhere_a_run_continues_to_the_same_bytes(tmp_path):
     command = [*TOY, f"--config={CONFIG}", "--workdir={workdir}"]
-    outcomes = faults.kill_and_resume(command, tmp_path / "runs", ["save:2", 0.8])
+    outcomes = faults.kill_and_resume(command, tmp_path / "runs", ["save:2", 0.4])
     assert [o.detail for o in outcomes] == ["", ""]
     assert all(o.equal and o.killed for o in outcomes)

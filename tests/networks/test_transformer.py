@@ -16,6 +16,8 @@ from jaxreward.networks.transformer import (
     stack_blocks,
 )
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 SIZES = dict(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, intermediate=24)
 CONFIG = TransformerConfig(**SIZES)
 FULL = TransformerConfig(**SIZES, qkv_bias=True, qk_norm=True, rope_scaling=rotary.Llama3Scaling())

@@ -12,6 +12,8 @@ from jaxreward.networks.transformer import Transformer, TransformerConfig
 from jaxreward.policies import language
 from jaxreward.policies.language import Prompts, language_policy
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 SIZES = dict(vocab_size=7, width=16, layers=2, heads=4, kv_heads=2, intermediate=16)
 CONFIG = TransformerConfig(**SIZES)
 PAD, STOP, STEPS = 0, 2, 5
@@ -63,7 +65,7 @@ def test_scoring_repeats_what_sampling_recorded(settings):
     sample, log_prob = compiled(**settings)
     drawn = sample(params(), jax.random.key(1), PROMPTS, 16)
     scores = log_prob(params(), drawn)
-    np.testing.assert_allclose(scores.log_probs, drawn.log_probs, atol=2e-6)
+    np.testing.assert_allclose(scores.log_probs, drawn.log_probs, atol=5e-6)
     assert drawn.log_probs.dtype == scores.log_probs.dtype == scores.entropies.dtype == jnp.float32
     taken = np.asarray(drawn.mask)
     assert np.all(np.asarray(drawn.log_probs)[taken] < 0)

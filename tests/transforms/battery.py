@@ -192,21 +192,27 @@ CASES = {
         draws=True,
     ),
     # correction
-    "correction.backward": Case(lambda: correction.backward()),
+    "correction.backward": Case(lambda axis_name=None: correction.backward(axis_name=axis_name)),
     "correction.backward/dense": Case(lambda: correction.backward(), dense=True),
-    "correction.forward": Case(lambda: correction.forward(scale="determinant")),
-    "correction.backward_levels": Case(lambda: correction.backward_levels((0.0, 1.0))),
+    "correction.forward": Case(
+        lambda axis_name=None: correction.forward(scale="determinant", axis_name=axis_name)
+    ),
+    "correction.backward_levels": Case(
+        lambda axis_name=None: correction.backward_levels((0.0, 1.0), axis_name=axis_name)
+    ),
     "correction.backward_levels/three": Case(
         lambda: chain(three_levels(), correction.backward_levels((0.0, 0.5, 1.0)))
     ),
     "correction.corrected_group_normalization": Case(
-        lambda: correction.corrected_group_normalization()
+        lambda axis_name=None: correction.corrected_group_normalization(axis_name=axis_name)
     ),
     "correction.corrected_group_normalization/mean": Case(
         lambda: correction.corrected_group_normalization(scale="none", max_abs=1.0)
     ),
     "exact_correction.exact_group_correction": Case(
-        lambda: exact_correction.exact_group_correction(advantage.grpo())
+        lambda axis_name=None: exact_correction.exact_group_correction(
+            advantage.grpo(), axis_name=axis_name
+        )
     ),
     # advantage
     "advantage.group_relative": Case(

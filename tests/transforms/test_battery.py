@@ -26,12 +26,7 @@ HOSTILE = (float("nan"), float("-inf"), 1e30)
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """What is tested here does not hang on optimizations, and most of the time is compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @functools.cache

@@ -1,0 +1,202 @@
+"""The programs of `experiments.rlvr`: one step and one evaluation of a population.
+
+Hyper-parameters are arguments, so populations of one size share one compilation.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments.rlvr_problem import Problem
+from experiments.verification import Verification
+from jaxreward import masked
+from jaxreward.policies.language import Prompts
+from jaxreward.training import population as populations
+from jaxreward.training.config import build
+from jaxreward.training.population import Population
+from jaxreward.transforms import noise
+
+
+class Context(NamedTuple):
+    """What every stage needs.
+
+    Attributes:
+      config: of the run.
+      problem: task and policy.
+      arms: reward chain by arm.
+      verification: how samples are judged.
+      start: parameters that every run starts from, the KL reference.
+      workdir: folder of the run.
+    """
+
+    config: ml_collections.ConfigDict
+    problem: Problem
+    arms: dict[str, Any]
+    verification: Verification
+    start: Any
+    workdir: str
+
+
+class Programs(NamedTuple):
+    """What a stage runs.
+
+    Attributes:
+      step: `(hyper, state, rows) -> (state, metrics)`: rollout, verdicts, update of every
+        run; `hyper` are arrays `[A, M]` by name, `rows` a batch `[M, P, ...]`.
+      evaluate: `(state) -> {arm: {name: [M]}}`.
+    """
+
+    step: Callable[..., Any]
+    evaluate: Callable[..., Any]
+
+
+def make_programs(context: Context) -> Programs:
+    """Programs for populations of `context.arms` with any number of members."""
+    return Programs(make_step(context), make_evaluate(context))
+
+
+def make_population(
+    context: Context, hyper: dict[str, Any], seed_index: np.ndarray, first_seed: int = 0
+) -> Population:
+    """A population with the config's loss and optimizer; `hyper` may be traced."""
+    config, policy = context.config, context.problem.policy
+
+    def make_loss(own):
+        return build(config.loss, policy=policy, kl_coefficient=own["kl_coefficient"])
+
+    def make_optimizer(own):
+        return build(config.optimizer, learning_rate=own["learning_rate"])
+
+    return populations.make_population(
+        policy,
+        context.arms,
+        make_loss,
+        make_optimizer,
+        {name: jnp.asarray(value) for name, value in hyper.items()},
+        seed_index,
+        group_size=config.group_size,
+        first_seed=first_seed,
+        spike_factor=config.safety.spike_factor,
+        runs_at_a_time=config.runs_at_a_time,
+        mesh=populations.run_mesh(len(context.arms) * seed_index.size),
+    )
+
+
+def make_step(context: Context) -> Callable[..., Any]:
+    """See `Programs.step`.
+
+    One jitted program where the verifier can be traced, else two with the host between.
+    """
+    policy, reference = context.problem.policy, context.start
+
+    def rollout(hyper, state, rows):
+        population = _population(context, hyper)
+        trajectories = population.rollout(state, Prompts(rows["tokens"], rows["lengths"]))
+        score = lambda own: policy.log_prob(reference, own).log_probs
+        return trajectories, population.each_run(score, trajectories)
+
+    def update(hyper, state, rows, trajectories, reference_log_probs, verdict):
+        population = _population(context, hyper)
+        own = population.per_seed({k: rows[k] for k in ("prompt_id", "prompt_type")})
+        aux = {
+            **own,
+            "true_rewards": verdict.true_rewards,
+            "output_form": verdict.form,
+            "output_id": jax.vmap(noise.output_id)(trajectories.actions, trajectories.mask),
+            "reference_log_probs": reference_log_probs,
+        }
+        return population.update(state, verdict.rewards, verdict.mask, trajectories, aux)
+
+    return _with_verdicts(context, rollout, update)
+
+
+def _population(context: Context, hyper: dict[str, jax.Array]) -> Population:
+    """A population whose members have prompts of their own, `[M, P, ...]`."""
+    members = hyper["learning_rate"].shape[1]
+    return make_population(context, hyper, np.arange(members, dtype=np.int32))
+
+
+def _with_verdicts(context: Context, rollout, update):
+    verification, arms = context.verification, len(context.arms)
+    of_runs = lambda tile, rows: {name: tile(rows[name], arms) for name in rows}
+
+    def whole(hyper, state, rows):
+        trajectories, scores = rollout(hyper, state, rows)
+        verdict = _verify(verification, trajectories, of_runs(_tile, rows))
+        return update(hyper, state, rows, trajectories, scores, verdict)
+
+    if verification.jittable:
+        jitted = jax.jit(whole)
+        return lambda hyper, state, rows: jitted(hyper, state, _numeric(rows))
+    first, second = jax.jit(rollout), jax.jit(update)
+
+    def split(hyper, state, rows):
+        trajectories, scores = first(hyper, state, _numeric(rows))
+        verdict = _verify(verification, trajectories, of_runs(_tile, {"answer": rows["answer"]}))
+        return second(hyper, state, _numeric(rows), trajectories, scores, verdict)
+
+    return split
+
+
+def _tile(leaf, arms: int):
+    """`[M, ...]` for every arm, `[A * M, ...]`; numpy stays numpy."""
+    return leaf[np.tile(np.arange(leaf.shape[0]), arms)]
+
+
+def _verify(verification: Verification, trajectories, rows):
+    lengths = jnp.sum(trajectories.mask, axis=-1, dtype=jnp.int32)
+    return verification.verify(trajectories.outputs, lengths, rows)
+
+
+def make_evaluate(context: Context) -> Callable[..., Any]:
+    """`(state) -> {arm: {name: [M]}}`: accuracy on the evaluation prompts.
+
+    At the training temperature, on the prompts and with the samples of `config.evaluation`.
+    `eval/true_accuracy` and `eval/observed_accuracy` are means over all prompts and samples
+    whose verdict is there.
+    """
+    config, problem, verification = context.config, context.problem, context.verification
+    policy, count, arms = problem.policy, config.evaluation.samples, list(context.arms)
+    rows = jax.tree.map(lambda leaf: leaf[None], problem.evaluated)
+    prompts = Prompts(jnp.asarray(rows["tokens"][0]), jnp.asarray(rows["lengths"][0]))
+    key = jax.random.key(config.seed + _EVALUATION)
+
+    @jax.jit
+    def sample(state):
+        draw = lambda params: policy.sample(params, key, prompts, count)
+        runs = state.runs.step.shape[0]
+        mesh = populations.run_mesh(runs)
+        return populations.map_runs(draw, (state.runs.params,), config.runs_at_a_time, mesh)
+
+    def accuracies(verdict):
+        true, seen = jnp.asarray(verdict.true_rewards), jnp.asarray(verdict.rewards)
+        axes = (1, 2)
+        return {
+            "eval/true_accuracy": masked.mean(true, jnp.isfinite(true), axes),
+            "eval/observed_accuracy": masked.mean(seen, jnp.asarray(verdict.mask), axes),
+        }
+
+    def evaluate(state):
+        trajectories, runs = sample(state), state.runs.step.shape[0]
+        every = {
+            name: np.broadcast_to(column, (runs,) + column.shape[1:])
+            for name, column in rows.items()
+        }
+        if verification.jittable:
+            every = _numeric(every)
+        flat = accuracies(_verify(verification, trajectories, every))
+        split = {n: v.reshape(len(arms), -1) for n, v in flat.items()}
+        return {arm: {n: v[i] for n, v in split.items()} for i, arm in enumerate(arms)}
+
+    return evaluate
+
+
+_EVALUATION = 1 << 21
+
+
+def _numeric(rows: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("prompt_id", "prompt_type", "tokens", "lengths", "answer_tokens", "answer_lengths")
+    return {name: rows[name] for name in wanted}
