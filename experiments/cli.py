@@ -99,16 +99,17 @@ def main(
 
 
 def spread_over_cores() -> None:
-    """Lets jax see one CPU device per core, for runners that split runs over devices.
+    """Lets jax see one CPU device per core, for runners that split their work over devices.
 
-    Only before jax has started, and not where the environment says how many there are.
+    Not where the environment says how many there are, and not once jax has started.
     """
     import jax
 
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 @contextlib.contextmanager
