@@ -1,17 +1,18 @@
 """Learning from a real imperfect verifier (arXiv 2510.00915): a brittle string match.
 
-Claim: on fractions, where `12/36` is `1/3`, an exact string match rejects right answers at
-rates that differ between operators. Corrections with rates estimated online from appeals (a
-random tenth of the verdicts re-checked by math-verify) recover true accuracy that training on
-the brittle verdicts loses.
+Claim: on fractions, where `12/36` is `1/3`, an exact string match rejects right answers.
+Corrections with rates estimated online from appeals (a random tenth of the verdicts re-checked
+by math-verify) recover true accuracy that training on the brittle verdicts loses.
+
+Found: the claim does not hold here. The match rejects a quarter of the right answers, and it
+does so at the same rate for every operator, so a channel by operator only rescales the reward
+(cosine of the advantages 1.00 with the uncorrected ones), which a tuned KL coefficient does
+too. What the noise depends on is how the answer is written, and that the policy can learn.
 
 Task: `a/b op c/d`, a character transformer of two layers, warm-started on answers in mixed
-forms. math-verify judges every sample for measurement; only the appeals reach a chain. The
-verifier's noise depends on how the answer is written, so a channel with one pair of rates per
-operator is an approximation, and the policy can learn to write what the verifier accepts: the
-observed and the true accuracy part.
+forms. math-verify judges every sample for measurement; only the appeals reach a chain.
 
-Hardware and time: two CPU cores, about 4 minutes; `smoke`: a minute.
+Hardware and time: two CPU cores, 4 minutes; `smoke`: a minute.
 Command: python -m experiments.rlvr --config=configs/noisy_verifier.py --workdir=DIR
 """
 
