@@ -160,7 +160,25 @@ def _trips(each: _Instruction, computations: Computations) -> int | None:
         for i in part
         if i.op == "constant" and i.kind.startswith(("s32[]", "u32[]"))
     ]
-    return bounds[0] if len(bounds) == 1 else None
+    if len(bounds) != 1:
+        return None
+    return -(-bounds[0] // _stride(each, condition, computations))
+
+
+def _stride(each: _Instruction, condition: list[_Instruction], computations: Computations) -> int:
+    """What the body adds to the counter of the condition: loops may be unrolled by the compiler."""
+    read = [i for i in condition if i.op == "get-tuple-element"]
+    body = computations[re.search(r"body=%?([\w.\-]+)", each.rest)[1]]
+    root = next(i for i in body if i.root)
+    if len(read) != 1 or root.op != "tuple":
+        return 1
+    counter = root.operands[int(re.search(r"index=(\d+)", read[0].rest)[1])]
+    inside = {i.name: i for i in body}
+    added = inside[counter]
+    if added.op != "add":
+        return 1
+    steps = [inside[name] for name in added.operands if inside[name].op == "constant"]
+    return max(1, int(steps[0].arguments)) if steps else 1
 
 
 def _fusions(instructions: list[_Instruction]) -> list[str]:

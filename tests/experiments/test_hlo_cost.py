@@ -94,6 +94,15 @@ def test_a_loop_of_unknown_length_runs_as_often_as_told():
     assert hlo_cost.count(unsigned, rounds=3) == hlo_cost.count(text, rounds=3)
 
 
+def test_a_loop_that_was_unrolled_runs_fewer_rounds():
+    text = PROGRAM.replace("CONDITION", "cond").replace(
+        "ROOT %t = (s32[], bf16[8,16]) tuple(%i, %two)",
+        "%by = s32[] constant(2)\n  %next = s32[] add(%i, %by)\n"
+        "  ROOT %t = (s32[], bf16[8,16]) tuple(%next, %two)",
+    )
+    assert hlo_cost.count(text).calls["all-gather", 4, "3"] == 4 + 4
+
+
 @pytest.mark.parametrize(
     ("line", "flops"),
     [
