@@ -104,8 +104,8 @@ def _check_names(config: ml_collections.ConfigDict, path: str, names) -> None:
 
 
 def _check_rates(config: ml_collections.ConfigDict) -> None:
-    """Noise rates are probabilities; where they are told to a correction, it can work."""
-    corrected = any("known_rates" in config.arms[arm] for arm in config.arms)
+    """Noise rates are probabilities; where an arm corrects for them, it can work."""
+    corrected = bool(config.controls)
     for name in config.transforms:
         transform = config.transforms[name]
         source = f"transforms.{name}.source"

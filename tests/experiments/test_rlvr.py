@@ -76,6 +76,15 @@ def test_impossible_values_are_refused(change, message):
         rlvr_config.validate(config_lib.override(config, change))
 
 
+def test_noise_beyond_correction_is_refused_also_with_estimated_rates():
+    config = config_lib.load_config(str(ROOT / CONFIGS[0]) + ":fault")
+    assert not any("known_rates" in config.arms[arm] for arm in config.arms)
+    change = {"transforms.noise.source.false_positive": "(0.5,0.1,0.1)",
+              "transforms.noise.source.false_negative": "(0.5,0.1,0.1)"}  # fmt: skip
+    with pytest.raises(ConfigError, match="cannot be corrected"):
+        rlvr_config.validate(config_lib.override(config, change))
+
+
 def test_tuning_gives_every_arm_its_own_best():
     config = config_lib.load_config(str(ROOT / CONFIGS[0]))
     stage = rlvr_stages.tuning_stage(config, 2)
