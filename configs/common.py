@@ -54,6 +54,18 @@ def rlvr() -> ml_collections.ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.99
 
+    _add_running(config)
+    config.verifier = ml_collections.ConfigDict()
+    config.transforms = ml_collections.ConfigDict()
+    config.arms = ml_collections.ConfigDict()  # arm -> names of transforms, in order
+    config.controls = ml_collections.ConfigDict()  # corrected arm -> its noisy control
+    config.inert = ()  # arms allowed to hold a correction that cancels
+    config.claims = ml_collections.ConfigDict()
+    return config
+
+
+def _add_running(config: ml_collections.ConfigDict) -> None:
+    """Hyper-parameters, tuning, evaluation, safety, checkpoints."""
     config.hyper = ml_collections.ConfigDict()  # traced: sweeping them costs no compilation
     config.hyper.learning_rate = 1e-3
     config.hyper.kl_coefficient = 0.3
@@ -80,14 +92,6 @@ def rlvr() -> ml_collections.ConfigDict:
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every = 50  # steps
     config.checkpoint.keep = 2
-
-    config.verifier = ml_collections.ConfigDict()
-    config.transforms = ml_collections.ConfigDict()
-    config.arms = ml_collections.ConfigDict()  # arm -> names of transforms, in order
-    config.controls = ml_collections.ConfigDict()  # corrected arm -> its noisy control
-    config.inert = ()  # arms allowed to hold a correction that cancels
-    config.claims = ml_collections.ConfigDict()
-    return config
 
 
 def add_transforms(
