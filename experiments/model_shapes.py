@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.training.exits import ConfigError
 
 _QWEN = dict(rope_theta=1e6, qkv_bias=True)

@@ -15,7 +15,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from experiments import arms
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import Prompts, language_policy
 from jaxreward.training import sharding
 from jaxreward.training.config import build

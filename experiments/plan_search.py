@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from experiments.hardware import Chip
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 
 
 class Split(NamedTuple):

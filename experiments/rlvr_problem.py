@@ -12,7 +12,7 @@ import optax
 
 from experiments.verification import Verification
 from jaxreward.policies import supervised
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import language
 from jaxreward.tasks import datasets, pipeline, tokenizer
 from jaxreward.training.config import build

@@ -78,7 +78,7 @@ def make_iteration():
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxreward.losses.policy import policy_objective
-    from jaxreward.networks.transformer import TransformerConfig
+    from jaxreward.networks.transformer_config import TransformerConfig
     from jaxreward.policies import language
     from jaxreward.training import sharding
     from jaxreward.training.step import make_update_step, sample_key

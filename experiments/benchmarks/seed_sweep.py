@@ -52,7 +52,7 @@ def make_sweep(seeds: list[int]):
     import optax
 
     from jaxreward.losses.policy import policy_objective
-    from jaxreward.networks.transformer import TransformerConfig
+    from jaxreward.networks.transformer_config import TransformerConfig
     from jaxreward.policies import language
     from jaxreward.training.population import make_population
     from jaxreward.transforms import advantage

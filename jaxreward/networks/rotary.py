@@ -17,6 +17,15 @@ class Llama3Scaling(NamedTuple):
     original_length: int = 8192
 
 
+class LinearScaling(NamedTuple):
+    """Positions divided by `factor` (Gemma 3 from 4B on)."""
+
+    factor: float
+
+
+Scaling = Llama3Scaling | LinearScaling
+
+
 class Angles(NamedTuple):
     """Cosines and sines `[..., head_dim // 2]`, float32."""
 
@@ -24,11 +33,13 @@ class Angles(NamedTuple):
     sin: Float[Array, "*shape half"]
 
 
-def frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None) -> np.ndarray:
+def frequencies(head_dim: int, theta: float, scaling: Scaling | None) -> np.ndarray:
     """Radians per position of each pair of channels, float32 `[head_dim // 2]`."""
     base = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return base.astype(np.float32)
+    if isinstance(scaling, LinearScaling):
+        return (base / scaling.factor).astype(np.float32)
     wavelength = 2 * math.pi / base
     ratio = scaling.original_length / wavelength
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
@@ -37,7 +48,7 @@ def frequencies(head_dim: int, theta: float, scaling: Llama3Scaling | None) -> n
 
 
 def angles(
-    positions: Int[Array, "*shape"], head_dim: int, theta: float, scaling: Llama3Scaling | None
+    positions: Int[Array, "*shape"], head_dim: int, theta: float, scaling: Scaling | None
 ) -> Angles:
     """Cosines and sines of every position."""
     rate = jnp.asarray(frequencies(head_dim, theta, scaling))

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxreward.kernels.linear_log_prob import api as linear
-from jaxreward.networks.transformer import Transformer, TransformerConfig, empty_cache
+from jaxreward.networks.transformer import Transformer, empty_cache
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import sampling
 from jaxreward.pytree import pytree_dataclass
 from jaxreward.types import Policy, StepScores, Trajectories

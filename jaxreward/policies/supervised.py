@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxreward import masked
 from jaxreward.kernels.linear_log_prob import api as linear
-from jaxreward.networks.transformer import Transformer, TransformerConfig
+from jaxreward.networks.transformer import Transformer
+from jaxreward.networks.transformer_config import TransformerConfig
 
 
 def supervised_loss(

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxreward.kernels.linear_log_prob import api as linear
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import Layout
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")

@@ -6,7 +6,7 @@ import linear_log_prob_oracle as oracle
 import optax
 
 from jaxreward.losses.policy import policy_objective
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import language
 from jaxreward.training.step import make_update_step
 from jaxreward.transforms import advantage

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreward.networks.transformer import Transformer, TransformerConfig
+from jaxreward.networks.transformer import Transformer
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import language
 from jaxreward.policies.language import Prompts, language_policy
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxreward.policies.supervised import supervised_loss
-from jaxreward.networks.transformer import Transformer, TransformerConfig
+from jaxreward.networks.transformer import Transformer
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import language_policy
 
 CONFIG = TransformerConfig(

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import language_policy
 from jaxreward.training import sharding
 from jaxreward.training.step import make_update_step

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreward.losses.policy import policy_objective
-from jaxreward.networks.transformer import TransformerConfig
+from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import Layout, Prompts, language_policy
 from jaxreward.training import sharding
 from jaxreward.training.step import make_update_step, sample_key
