@@ -124,7 +124,7 @@ def language_policy(
             _, cache = module.encode(tokens, lengths)
             return module.extend(tokens[:, None], lengths, cache), module.head_weight()
 
-        return network.init(key, method=everything)["params"]
+        return Transformer(config).init(key, method=everything)["params"]
 
     def sample(params: Any, key: jax.Array, prompts: Prompts, group_size: int) -> Trajectories:
         return _sample(network, decoding, layout.to_sample(params), key, prompts, group_size)
