@@ -2,8 +2,9 @@
 
 Names: `grpo_step`, one GRPO iteration against TRL's GRPOTrainer on the same cores in the same
 run; `seed_sweep`, eight seeds under one `vmap` against eight single runs; `linear_log_prob`,
-the loss path; `rollout`, sampling against transformers and Tunix; `all`. Each prints a table and writes `DIR/NAME.json`. Ratios within a run are
-what to quote: absolute times depend on the machine and what else it does.
+the loss path; `rollout`, sampling against transformers and Tunix; `all`. Each prints a table
+and writes `DIR/NAME.json`. Ratios within a run are what to quote: absolute times depend on the
+machine and what else it does.
 """
 
 import json
