@@ -55,7 +55,7 @@ def from_gguf(
         heads=heads,
         kv_heads=read("attention.head_count_kv", int, heads),
         intermediate=read("feed_forward_length"),
-        head_dim=read("attention.key_length", int, 0),
+        head_dim=read("attention.key_length", int, 0) or read("embedding_length") // max(heads, 1),
         norm_epsilon=read("attention.layer_norm_rms_epsilon", float),
         rope_theta=read("rope.freq_base", float, 10_000.0),
         qkv_bias=family == "qwen2",

@@ -63,7 +63,9 @@ def from_hf(raw: dict[str, Any], where: str) -> tuple[TransformerConfig, str]:
     wanted = "gelu_pytorch_tanh" if gemma else "silu"
     if activation != wanted:
         raise ValueError(f"{where}: activation {activation!r}; allowed for {family} is {wanted!r}")
-    default_head = {"qwen3": 128, "gemma3_text": 256}.get(family, 0)
+    width, heads = fields["width"], fields["heads"]
+    own_head = 0 if heads < 1 or width % heads else width // heads
+    default_head = {"qwen3": 128, "gemma3_text": 256}.get(family, own_head)
     fields |= dict(
         kv_heads=_number(raw, "num_key_value_heads", where, int, fields["heads"]),
         head_dim=_number(raw, "head_dim", where, int, default_head),
