@@ -20,6 +20,7 @@ def rlvr() -> ml_collections.ConfigDict:
     config.task = ml_collections.ConfigDict()
     config.task.dataset = ""  # tensorflow-datasets builder / config
     config.task.prompts = 64  # training prompts used, the first of the split
+    config.task.alphabet = "jaxreward.tasks.tokenizer:ARITHMETIC_ALPHABET"
     config.task.data_dir = "data"  # relative paths are inside the workdir
 
     config.model = ml_collections.ConfigDict()
@@ -31,6 +32,7 @@ def rlvr() -> ml_collections.ConfigDict:
 
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.steps = 20  # supervised updates before the reward is used
+    config.warm_start.split = "train"  # or another split of the data set, whole
     config.warm_start.batch_size = 128
     config.warm_start.learning_rate = 3e-3
 
@@ -81,7 +83,7 @@ def _add_running(config: ml_collections.ConfigDict) -> None:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 20  # steps
-    config.evaluation.split = "train"  # or "validation", for tasks that generalise
+    config.evaluation.split = "train"  # or "validation", for tasks that generalise; any split
     config.evaluation.prompts = 64
     config.evaluation.samples = 8  # per prompt, at the training temperature
 

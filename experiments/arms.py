@@ -17,6 +17,8 @@ PROVIDED = (
     "aux/prompt_type",
     "aux/output_id",
     "aux/output_form",
+    "aux/answer_id",
+    "aux/reference_id",
     "aux/true_rewards",
 )
 """What the rlvr runner puts into the signal beside the rewards."""

@@ -41,7 +41,8 @@ _NOT_NEGATIVE = (
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
-    check.required(config, "method", "task.dataset", "verifier.fn", "optimizer.fn", "loss.fn")
+    check.required(config, "method", "task.dataset", "task.alphabet", "verifier.fn")
+    check.required(config, "optimizer.fn", "loss.fn")
     check.positive(config, *_POSITIVE)
     for path in _NOT_NEGATIVE:
         check.at_least(config, path, 0)
@@ -50,7 +51,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.in_range(config, "sampler.top_p", 0, 1, "(]")
     check.in_range(config, "loss.clip_low", 0, 1)
     check.at_least(config, "loss.clip_high", 0)
-    check.choice(config, "evaluation.split", ("train", "validation"))
     check.choice(config, "loss.kl_estimator", ("k1", "k2", "k3"))
     check.choice(config, "loss.objective", ("clip", "cispo", "reinforce"))
     check.choice(config, "loss.ratio", ("token", "sequence", "sequence_token"))

@@ -105,6 +105,8 @@ def make_step(context: Context) -> Callable[..., Any]:
             **own,
             "true_rewards": verdict.true_rewards,
             "output_form": verdict.form,
+            "answer_id": verdict.answer_id,
+            "reference_id": verdict.reference_id,
             "output_id": jax.vmap(noise.output_id)(trajectories.actions, trajectories.mask),
             "reference_log_probs": reference_log_probs,
         }

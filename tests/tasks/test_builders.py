@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 import jaxreward.tasks.exact_fraction
 import jaxreward.tasks.random_calculation
+import jaxreward.tasks.worked_calculation
 from jaxreward.tasks import datasets
 
 PACKAGES = {name: getattr(jaxreward.tasks, name) for name in datasets.NAMES}
@@ -19,7 +20,7 @@ def test_builder_describes_itself(name, tmp_path):
         builder = tfds.builder(f"{name}/{config.name}", data_dir=tmp_path)
         assert builder.info.description and config.description
         assert builder.info.citation.startswith("@") and "arXiv" in builder.info.citation
-        assert builder.info.homepage.startswith("https://arxiv.org/abs/25")
+        assert builder.info.homepage.startswith("https://arxiv.org/abs/2")
     names = [config.name for config in PACKAGES[name].Builder.BUILDER_CONFIGS]
     assert len(names) == len(set(names))
 
