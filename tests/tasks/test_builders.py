@@ -41,6 +41,7 @@ def test_every_named_config_can_be_drawn(tmp_path):
     tiny = ["digits", "digits_add", "numbers", "digitwise", "digit_steps"]
     configs = {
         "random_calculation": [*tiny, "steps_3"],
+        "worked_calculation": ["steps", "small", "mixed", "mixed_uncorrelated", "forms", "long"],
         "exact_fraction": ["tiny", "small", "medium"],
     }
     names = [f"{name}/{config}" for name, chosen in configs.items() for config in chosen]

@@ -35,10 +35,15 @@ class WorkedCalculationConfig(tfds.core.BuilderConfig):
 
 def _configs() -> list[WorkedCalculationConfig]:
     steps = WorkedSpec()
-    mixed = steps._replace(traced=0.3, wrong_direct=0.7, traced_markers=1.0)
+    # for warm starts on other questions than those of the reward: `warm_start.split`
+    small = steps.expressions._replace(
+        operators=("+", "-"), high=5, sizes=(("train", 256), ("validation", 96), ("pretrain", 512))
+    )
+    mixed = WorkedSpec(small, traced=0.3, wrong_direct=0.7, traced_markers=1.0)
     configs = {
         "steps": ("two steps of + - * over digits, all traced: (3+4)*2:", steps),
-        "mixed": ("30% traced with markers and right, 70% direct, 70% of them wrong", mixed),
+        "small": ("two steps of + and - over 0 to 5, all traced: (3+4)-2:", WorkedSpec(small)),
+        "mixed": ("as small, 30% traced with markers and right, 70% direct, 70% of them wrong", mixed),
         "mixed_uncorrelated": (
             "as mixed, with markers in half of the traced and half of the direct answers",
             mixed._replace(traced_markers=0.5, direct_markers=0.5),
