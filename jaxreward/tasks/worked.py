@@ -52,6 +52,8 @@ class WorkedSpec(NamedTuple):
       reference_forms: weights of `FORMS` in references, drawn independently.
       answers: "short", or "long": a sentence, one of `WORDINGS` drawn per example, in the
         worked text and in the reference alike.
+      copies: how many examples each question of a split gets, as pairs (1 where not named);
+        all else is drawn for each, so that one question is both traced and answered directly.
     """
 
     expressions: ExpressionSpec = ExpressionSpec(
@@ -75,6 +77,7 @@ class WorkedSpec(NamedTuple):
     worked_forms: tuple[float, ...] = (1.0, 0.0, 0.0)
     reference_forms: tuple[float, ...] = (1.0, 0.0, 0.0)
     answers: str = "short"
+    copies: tuple[tuple[str, int], ...] = ()
 
 
 def check_spec(spec: WorkedSpec) -> None:
@@ -95,6 +98,10 @@ def check_spec(spec: WorkedSpec) -> None:
             raise ValueError(f"{name} = {weights}; allowed are {len(FORMS)} weights, >= 0, not all 0")
     if spec.answers not in ("short", "long"):
         raise ValueError(f"answers = {spec.answers!r}; allowed are 'short' and 'long'")
+    sizes = dict(spec.expressions.sizes)
+    for split, count in spec.copies:
+        if split not in sizes or count < 1:
+            raise ValueError(f"copies = {spec.copies}; allowed are numbers >= 1 of {list(sizes)}")
     marked = spec.traced_markers > 0 or spec.direct_markers > 0
     bad = [m for m in spec.markers if SEPARATOR in m or not m.endswith(" ")]
     if bad or (marked and not spec.markers):
@@ -123,6 +130,7 @@ def make_examples(spec: WorkedSpec) -> dict[str, list[Example]]:
     examples = {}
     for split, items in arithmetic.draw_expressions(spec.expressions).items():
         rng = random.Random(f"{spec.expressions.seed}/worked/{split}")
+        items = items * dict(spec.copies).get(split, 1)
         examples[split] = [_example(spec, i, item, rng) for i, item in enumerate(items)]
     return examples
 

@@ -133,6 +133,17 @@ def test_one_dial_leaves_the_others_alone(traced):
     assert [e.prompt for e in traced["train"]] == [e.prompt for e in mixed]
 
 
+def test_copies_are_drawn_anew():
+    examples = worked.make_examples(SPEC._replace(traced=0.5, copies=(("validation", 3),)))
+    assert len(examples["train"]) == 160 and len(examples["validation"]) == 3 * 40
+    texts = collections.defaultdict(set)
+    for e in examples["validation"]:
+        texts[e.prompt].add(e.worked)
+    assert len(texts) == 40
+    both = sum(len(own) == 2 for own in texts.values())
+    assert abs(both / 40 - 0.75) < share_margin(0.75, 40)
+
+
 def test_alphabet_knows_every_text():
     chars = tokenizers.make_tokenizer(tokenizers.WORKED_ALPHABET)
     for dials in (dict(answers="long"), dict(traced=0.5, traced_markers=1.0)):
@@ -147,6 +158,8 @@ def test_alphabet_knows_every_text():
         (dict(wrong_direct=-0.1), "wrong_direct"),
         (dict(worked_forms=(1.0, 0.0)), "worked_forms"),
         (dict(reference_forms=(0.0, 0.0, 0.0)), "reference_forms"),
+        (dict(copies=(("test", 2),)), "copies"),
+        (dict(copies=(("train", 0),)), "copies"),
         (dict(answers="none"), "answers = 'none'"),
         (dict(markers=("so",)), "markers"),
         (dict(markers=("a= ",)), "markers"),

@@ -39,7 +39,7 @@ def _configs() -> list[WorkedCalculationConfig]:
     small = steps.expressions._replace(
         operators=("+", "-"), high=5, sizes=(("train", 256), ("validation", 96), ("pretrain", 512))
     )
-    mixed = WorkedSpec(small, traced=0.3, wrong_direct=0.7, traced_markers=1.0)
+    mixed = WorkedSpec(small, copies=(("pretrain", 4),), traced=0.3, wrong_direct=0.7, traced_markers=1.0)
     configs = {
         "steps": ("two steps of + - * over digits, all traced: (3+4)*2:", steps),
         "small": ("two steps of + and - over 0 to 5, all traced: (3+4)-2:", WorkedSpec(small)),
