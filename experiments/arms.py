@@ -24,6 +24,11 @@ PROVIDED = (
 """What the rlvr runner puts into the signal beside the rewards."""
 
 
+def provided(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """`PROVIDED`, and what the config asks for beside it."""
+    return PROVIDED + (("aux/initial_majority_id",) if config.task.votes else ())
+
+
 def build_arms(
     config: ml_collections.ConfigDict, provided: Sequence[str] = PROVIDED
 ) -> dict[str, RewardTransform]:

@@ -9,6 +9,7 @@ _POSITIVE = (
     "seeds",
     "steps",
     "prompts_per_step",
+    "updates_per_rollout",
     "task.prompts",
     "model.width",
     "model.layers",
@@ -36,7 +37,10 @@ _NOT_NEGATIVE = (
     "tune.kl_coefficient",
     "safety.spike_factor",
     "runs_at_a_time",
+    "task.votes",
+    "evaluation.start_samples",
 )
+YARDSTICKS = ("start", "start_greedy", "start_best")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -90,14 +94,15 @@ def _check_arms(config: ml_collections.ConfigDict) -> None:
     _check_names(config, "inert", config.inert)
     for name in config.claims:
         claim = config.claims[name]
-        _check_names(config, f"claims.{name}", (claim.better, claim.worse))
+        known = YARDSTICKS if config.evaluation.start_samples else ()
+        _check_names(config, f"claims.{name}", (claim.better, claim.worse), known)
         check.choice(config, f"claims.{name}.setting", ("equal", "tuned"))
         check.at_least(config, f"claims.{name}.margin", 0)
 
 
-def _check_names(config: ml_collections.ConfigDict, path: str, names) -> None:
+def _check_names(config: ml_collections.ConfigDict, path: str, names, known=()) -> None:
     for name in names:
-        if name not in config.arms:
+        if name not in config.arms and name not in known:
             raise ConfigError(
                 f"config.{path} names the arm {name!r}; allowed are {', '.join(config.arms)}"
             )

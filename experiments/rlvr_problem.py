@@ -55,15 +55,6 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     warm, evaluated = (_split(splits, config, room) for room in ("warm_start", "evaluation"))
     count = min(config.evaluation.prompts, len(evaluated["prompt_id"]))
     network = TransformerConfig(vocab_size=chars.vocab_size, **config.model.to_dict())
-    policy = language.language_policy(
-        network,
-        max_new_tokens=config.sampler.max_new_tokens,
-        stop_tokens=(tokenizer.EOS,),
-        pad_token=tokenizer.PAD,
-        temperature=config.sampler.temperature,
-        top_k=config.sampler.top_k,
-        top_p=config.sampler.top_p,
-    )
     return Problem(
         train=splits["train"],
         warm=warm,
@@ -71,8 +62,23 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
         prompt_types=dataset.prompt_types,
         tokenizer=chars,
         network=network,
-        policy=policy,
+        policy=make_policy(config, network),
         fingerprint=dataset.fingerprint,
+    )
+
+
+def make_policy(
+    config: ml_collections.ConfigDict, network: TransformerConfig, top_k: int | None = None
+) -> Policy:
+    """The policy at `config.sampler`; `top_k=1` makes it greedy."""
+    return language.language_policy(
+        network,
+        max_new_tokens=config.sampler.max_new_tokens,
+        stop_tokens=(tokenizer.EOS,),
+        pad_token=tokenizer.PAD,
+        temperature=config.sampler.temperature,
+        top_k=config.sampler.top_k if top_k is None else top_k,
+        top_p=config.sampler.top_p,
     )
 
 

@@ -76,7 +76,7 @@ def in_jit(*, tokenizer: tokenizers.Tokenizer) -> Iterator[Verification]:
 
 @contextlib.contextmanager
 def final_in_jit(
-    *, tokenizer: tokenizers.Tokenizer, tolerant: bool = True
+    *, tokenizer: tokenizers.Tokenizer, tolerant: bool = True, graded: bool = False
 ) -> Iterator[Verification]:
     """Match of what follows a response's last `=`, for `worked_calculation`.
 
@@ -87,6 +87,8 @@ def final_in_jit(
       tokenizer: of all texts; knows `=`.
       tolerant: whether the observed verdict does so too; else the spelling must be the
         reference's.
+      graded: whether the observed reward is how close an integer answer is to the reference
+        (`token_match.closeness`), 0 without one. The trusted verdict stays right or wrong.
     """
     ids = lambda text: tuple(tokenizers.encode(tokenizer, [text]).tokens[0, : len(text)].tolist())
     known = [w for w in worked.WRAPPERS if any(w) and set("".join(w)) <= set(tokenizer.alphabet)]
@@ -101,6 +103,12 @@ def final_in_jit(
         seen = true if tolerant else jax.vmap(match)(*own)
         answers = matching.unwrap(matching.final_answers(tokens, separator, end), wrappers, end)
         reference = matching.unwrap(matching.as_final(*own[1:]), wrappers, end)
+        if graded:
+            (value, there), (wanted, _) = (
+                matching.integer_values(a, ids("0")[0], ids("-")[0]) for a in (answers, reference)
+            )
+            wanted = jnp.broadcast_to(wanted[..., None], value.shape)
+            seen = jnp.where(there, matching.closeness(value, wanted), 0.0)
         return _jit_verdict(seen, true, answers, reference)
 
     yield Verification(True, verify, dict)

@@ -123,6 +123,48 @@ def unwrap(answers: FinalAnswers, wrappers: Sequence[Wrapper], end: int) -> Fina
     return FinalAnswers(closed.astype(jnp.int32), kept)
 
 
+def integer_values(
+    answers: FinalAnswers, zero: int, minus: int
+) -> tuple[Float[Array, "*shape"], Bool[Array, "*shape"]]:
+    """The integers that final answers spell, and which answers are integers.
+
+    Args:
+      answers: up to 9 digits, after at most one minus.
+      zero: id of `0`; those of `1` to `9` follow it.
+      minus: id of `-`.
+
+    Returns:
+      float32 values, 0 where there is none, and whether there is one.
+    """
+    tokens, lengths = answers
+    width = tokens.shape[-1]
+    column = _last_axis(jnp.arange(width, dtype=jnp.int32), tokens.ndim)
+    negative = (tokens[..., 0] == minus) & (lengths > 0)
+    first = negative.astype(jnp.int32)[..., None]
+    inside = (column >= first) & (column < lengths[..., None] - 1)
+    digits = tokens - zero
+    number = jnp.sum(inside, axis=-1, dtype=jnp.int32)
+    proper = jnp.all(~inside | ((digits >= 0) & (digits <= 9)), axis=-1)
+    there = proper & (number >= 1) & (number <= 9)
+    power = jnp.clip(lengths[..., None] - 2 - column, 0, 9)
+    scaled = jnp.where(inside, digits, 0).astype(jnp.float32) * 10.0**power.astype(jnp.float32)
+    value = jnp.where(there, jnp.sum(scaled, axis=-1), 0.0)
+    return jnp.where(negative, -value, value), there
+
+
+def closeness(
+    values: Float[Array, "*shape"], references: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`rewards.verifiers.continuous_reward` of arrays, float32, inside `jit`.
+
+    r = 1 - 0.5 min(|a - b|, 1) - 0.5 min(|a - b| / (|b| + 1e-6), 1) (arXiv 2507.10532).
+    """
+    gap = jnp.abs(values - references)
+    absolute = jnp.minimum(gap, 1.0)
+    relative = jnp.minimum(gap / (jnp.abs(references) + 1e-6), 1.0)
+    return 1.0 - 0.5 * absolute - 0.5 * relative
+
+
 def _stands_in(
     answers: FinalAnswers, before: tuple[int, ...], after: tuple[int, ...]
 ) -> Bool[Array, "*shape"]:
