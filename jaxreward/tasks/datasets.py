@@ -16,7 +16,7 @@ from typing import Any, Iterator, NamedTuple
 from jaxreward.tasks import records
 from jaxreward.tasks.records import Example
 
-NAMES = ("exact_fraction", "random_calculation", "worked_calculation")
+NAMES = ("exact_fraction", "random_calculation", "traced_integer", "worked_calculation")
 """The data sets: packages of this room with a builder."""
 
 

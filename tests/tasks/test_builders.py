@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 import jaxreward.tasks.exact_fraction
 import jaxreward.tasks.random_calculation
+import jaxreward.tasks.traced_integer
 import jaxreward.tasks.worked_calculation
 from jaxreward.tasks import datasets
 
@@ -42,6 +43,7 @@ def test_every_named_config_can_be_drawn(tmp_path):
     configs = {
         "random_calculation": [*tiny, "steps_3"],
         "worked_calculation": ["steps", "small", "mixed", "mixed_uncorrelated", "forms", "long"],
+        "traced_integer": ["runmax", "runsum_static", "median_dynamic", "gcd"],
         "exact_fraction": ["tiny", "small", "medium"],
     }
     names = [f"{name}/{config}" for name, chosen in configs.items() for config in chosen]
