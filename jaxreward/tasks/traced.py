@@ -414,3 +414,9 @@ def _follows(spec: TracedSpec, clean: list[Line], written: list[str], i: int) ->
         return False
     a, b, c = (int(part) for part in parts)
     return OPERATORS[operator](a, b) == c
+
+
+def read_inputs(spec: TracedSpec, prompt: str) -> list[int]:
+    """The inputs that a prompt of the spec shows."""
+    text = prompt.removesuffix(":")
+    return [int(word) for word in (text if spec.style == "digits" else text.split(" ")[1:])]
