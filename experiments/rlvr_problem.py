@@ -15,7 +15,8 @@ from jaxreward.policies import supervised
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import language
 from jaxreward.tasks import datasets, pipeline, tokenizer
-from jaxreward.training.config import build
+from jaxreward.training.config import build, resolve
+from jaxreward.training.exits import ConfigError
 from jaxreward.types import Policy
 
 
@@ -24,6 +25,7 @@ class Problem(NamedTuple):
 
     Attributes:
       train: rows of the training split, see `pipeline.encode_examples`.
+      warm: rows that the warm start is trained on.
       evaluated: rows of the first `config.evaluation.prompts` of its split.
       prompt_types: names behind `prompt_type`.
       tokenizer: of all texts.
@@ -33,6 +35,7 @@ class Problem(NamedTuple):
     """
 
     train: pipeline.Batch
+    warm: pipeline.Batch
     evaluated: pipeline.Batch
     prompt_types: tuple[str, ...]
     tokenizer: tokenizer.Tokenizer
@@ -45,31 +48,45 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     """Prepares the data under the workdir and builds the policy."""
     data_dir = pathlib.Path(workdir) / config.task.data_dir
     dataset = datasets.prepare(config.task.dataset, data_dir)
-    chars = tokenizer.make_tokenizer(tokenizer.ARITHMETIC_ALPHABET)
+    chars = tokenizer.make_tokenizer(resolve(config.task.alphabet))
     splits = pipeline.load_arrays(dataset, chars)
     kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))
     splits["train"] = pipeline.take(splits["train"], kept)
-    evaluated = splits[config.evaluation.split]
+    warm, evaluated = (_split(splits, config, room) for room in ("warm_start", "evaluation"))
     count = min(config.evaluation.prompts, len(evaluated["prompt_id"]))
     network = TransformerConfig(vocab_size=chars.vocab_size, **config.model.to_dict())
-    policy = language.language_policy(
+    return Problem(
+        train=splits["train"],
+        warm=warm,
+        evaluated=pipeline.take(evaluated, np.arange(count)),
+        prompt_types=dataset.prompt_types,
+        tokenizer=chars,
+        network=network,
+        policy=make_policy(config, network),
+        fingerprint=dataset.fingerprint,
+    )
+
+
+def make_policy(
+    config: ml_collections.ConfigDict, network: TransformerConfig, top_k: int | None = None
+) -> Policy:
+    """The policy at `config.sampler`; `top_k=1` makes it greedy."""
+    return language.language_policy(
         network,
         max_new_tokens=config.sampler.max_new_tokens,
         stop_tokens=(tokenizer.EOS,),
         pad_token=tokenizer.PAD,
         temperature=config.sampler.temperature,
-        top_k=config.sampler.top_k,
+        top_k=config.sampler.top_k if top_k is None else top_k,
         top_p=config.sampler.top_p,
     )
-    return Problem(
-        train=splits["train"],
-        evaluated=pipeline.take(evaluated, np.arange(count)),
-        prompt_types=dataset.prompt_types,
-        tokenizer=chars,
-        network=network,
-        policy=policy,
-        fingerprint=dataset.fingerprint,
-    )
+
+
+def _split(splits: dict[str, pipeline.Batch], config, section: str) -> pipeline.Batch:
+    name = config[section].split
+    if name not in splits:
+        raise ConfigError(f"config.{section}.split = {name!r}; allowed are {', '.join(splits)}")
+    return splits[name]
 
 
 @contextlib.contextmanager
@@ -89,8 +106,8 @@ def warm_start(config: ml_collections.ConfigDict, problem: Problem) -> Any:
     """
     settings = config.warm_start
     key = jax.random.fold_in(jax.random.key(config.seed), _WARM_START)
-    rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.train))
-    count = problem.train["prompt_id"].shape[0]
+    rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.warm))
+    count = problem.warm["prompt_id"].shape[0]
     batch_size = min(settings.batch_size, count)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     optimizer = optax.adam(schedule)

@@ -136,6 +136,16 @@ def random_reward(rate: Number = 0.5) -> RewardTransform:
     return stateless(update, _spec("random_reward", ()))
 
 
+def inverted() -> RewardTransform:
+    """The adversarial control: rewards `r` in [0, 1] replaced by `1 - r`."""
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        return _observe(signal, 1.0 - signal.rewards)
+
+    return stateless(update, _spec("inverted", ()))
+
+
 def drop(rate: Number) -> RewardTransform:
     """Makes each reward missing with probability `rate`, independently.
 
