@@ -16,7 +16,7 @@ from typing import Any, Iterator, NamedTuple
 from jaxreward.tasks import records
 from jaxreward.tasks.records import Example
 
-NAMES = ("exact_fraction", "random_calculation")
+NAMES = ("exact_fraction", "gsm_symbolic", "random_calculation")
 """The data sets: packages of this room with a builder."""
 
 
@@ -47,7 +47,8 @@ def prepare(dataset: str, data_dir: str | pathlib.Path, spec: Any = None) -> Dat
       dataset: `<data set>/<config>` such as `random_calculation/digits`; the data set alone
         where `spec` is given.
       data_dir: folder of all data sets, created if needed.
-      spec: an `ExpressionSpec` or `FractionSpec` of your own, in place of a named config.
+      spec: an `ExpressionSpec`, `FractionSpec` or `ProceduralSpec` of your own, in place of a
+        named config.
 
     Raises:
       ValueError: no such data set or config, an impossible spec, or the folder holds data
