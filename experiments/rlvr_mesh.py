@@ -85,6 +85,7 @@ class _Parts(NamedTuple):
     policy: Any
     step: Any
     group_size: int
+    accumulate: int
     verification: Any
 
 
@@ -172,7 +173,7 @@ def _parts(config: Any, flags: dict[str, Any], mesh, problem, verification) -> _
         accumulate=flags["accumulate"],
         spike_factor=config.safety.spike_factor,
     )
-    return _Parts(mesh, policy, step, config.group_size, verification)
+    return _Parts(mesh, policy, step, config.group_size, flags["accumulate"], verification)
 
 
 def _iteration(parts: _Parts, state, reference):
@@ -210,11 +211,12 @@ def _iteration(parts: _Parts, state, reference):
 
 
 def _roll_out(parts: _Parts, state, reference, prompts):
-    from jaxreward.training.step import sample_key
+    from jaxreward.training.step import map_in_parts, sample_key
 
     key = sample_key(state)
     trajectories = parts.policy.sample(state.params, key, prompts, parts.group_size)
-    return trajectories, parts.policy.log_prob(reference, trajectories).log_probs
+    score = lambda own: parts.policy.log_prob(reference, own).log_probs
+    return trajectories, map_in_parts(score, trajectories, parts.accumulate)
 
 
 def _learn(parts: _Parts, state, rows, trajectories, scores, verdict):

@@ -210,14 +210,35 @@ def split_prompts(signal: Signal, parts: int) -> Signal:
     Raises:
       ValueError: the number of prompts is not divisible by `parts`.
     """
-    prompts = signal.rewards.shape[0]
+    return _split(signal.replace(metrics={}, rates=None), parts)
+
+
+def map_in_parts(function: Callable[[Any], Any], tree: Any, parts: int) -> Any:
+    """`function(tree)` computed for `parts` micro-batches one after the other.
+
+    Args:
+      function: of a tree with leading axis `[P]` to one with the same leading axis, each prompt
+        for itself, such as the reference's log-probabilities of trajectories.
+      tree: its argument.
+      parts: number of micro-batches, as for `split_prompts`.
+
+    Raises:
+      ValueError: the number of prompts is not divisible by `parts`.
+    """
+    if parts == 1:
+        return function(tree)
+    made = jax.lax.map(function, _split(tree, parts))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1,) + x.shape[2:]), made)
+
+
+def _split(tree: Any, parts: int) -> Any:
+    prompts = jax.tree.leaves(tree)[0].shape[0]
     if prompts % parts:
         raise ValueError(
             f"{prompts} prompts cannot be split into {parts} micro-batches; allowed are divisors"
         )
-    signal = signal.replace(metrics={}, rates=None)
     split = lambda x: x.reshape((prompts // parts, parts) + x.shape[1:])
-    return jax.tree.map(lambda x: jnp.swapaxes(split(x), 0, 1), signal)
+    return jax.tree.map(lambda x: jnp.swapaxes(split(x), 0, 1), tree)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -34,14 +34,11 @@ DIGITS = "--config.task.dataset=random_calculation/digits"  # needs no reasoning
 def model(tmp_path_factory):
     """A directory with random weights of 20,000 parameters and a tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    folder.mkdir()
     vocabulary = pretrained_tokenizer.open_pretrained(TOKENIZER).tokenizer.vocab_size
     network = TransformerConfig(vocabulary, 32, 2, 4, 2, 64, tie_embeddings=True)
     policy = language_policy(network, max_new_tokens=1, stop_tokens=(), pad_token=0)
     params = jax.jit(policy.init)(jax.random.key(0))
-    weights.save_checkpoint(folder, network, params, like=None, family="llama")
-    for file in TOKENIZER.iterdir():
-        shutil.copy(file, folder)
+    weights.save_checkpoint(folder, network, params, companions=TOKENIZER)
     return folder
 
 
