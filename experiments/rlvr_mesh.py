@@ -99,8 +99,10 @@ def run(config: Any, flags: dict[str, Any]) -> None:
 
     mesh = _mesh(flags, config)
     problem = _in_turn(lambda: rlvr_problem.load_problem(config, flags["workdir"]))
-    start = rlvr_problem.warm_start(config, problem)
-    rules = sharding.transformer_rules(problem.network, mesh)
+    rules = sharding.transformer_rules(problem.model.network, mesh)
+    shapes = jax.eval_shape(problem.policy.init, jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh, rules)
+    start = rlvr_problem.warm_start(config, problem, shardings)
     batches = pipeline.make_pipeline(
         problem.train, config.prompts_per_step, seed=config.seed, fingerprint=problem.fingerprint
     )
@@ -109,7 +111,7 @@ def run(config: Any, flags: dict[str, Any]) -> None:
         parts = _parts(config, flags, mesh, problem, verification)
         key = jax.random.key(config.seed)
         state = sharding.sharded_init(parts.step.init, mesh, rules, key, start)
-        reference = jax.device_put(start, sharding.state_shardings(start, mesh, rules))
+        reference = jax.device_put(start, shardings)
         iteration = _iteration(parts, state, reference)
         loop.run_loop(
             lambda state, step: iteration(state, next(iterator)),
@@ -153,23 +155,13 @@ def _in_turn(load):
 
 
 def _parts(config: Any, flags: dict[str, Any], mesh, problem, verification) -> _Parts:
-    from experiments import arms
-    from jaxreward.policies.language import language_policy
-    from jaxreward.tasks import tokenizer
+    from experiments import arms, rlvr_model
     from jaxreward.training import sharding
     from jaxreward.training.config import build
     from jaxreward.training.step import make_update_step
 
-    policy = language_policy(
-        problem.network,
-        max_new_tokens=config.sampler.max_new_tokens,
-        stop_tokens=(tokenizer.EOS,),
-        pad_token=tokenizer.PAD,
-        temperature=config.sampler.temperature,
-        top_k=config.sampler.top_k,
-        top_p=config.sampler.top_p,
-        layout=sharding.language_layout(problem.network, mesh),
-    )
+    layout = sharding.language_layout(problem.model.network, mesh)
+    policy = rlvr_model.make_policy(config, problem.model, layout)
     chains = arms.build_arms(config)
     name = flags["arm"] or next(iter(config.controls), next(iter(chains)))
     if name not in chains:

@@ -87,13 +87,13 @@ def make_population(
 
 
 def make_step(context: Context) -> Callable[..., Any]:
-    """See `Programs.step`.
+    """See `Programs.step`. The state's buffers are donated.
 
     One jitted program where the verifier can be traced, else two with the host between.
     """
-    policy, reference = context.problem.policy, context.start
+    policy = context.problem.policy
 
-    def rollout(hyper, state, rows):
+    def rollout(hyper, state, rows, reference):
         population = _population(context, hyper)
         trajectories = population.rollout(state, Prompts(rows["tokens"], rows["lengths"]))
         score = lambda own: policy.log_prob(reference, own).log_probs
@@ -126,18 +126,18 @@ def _with_verdicts(context: Context, rollout, update):
     verification, arms = context.verification, len(context.arms)
     of_runs = lambda tile, rows: {name: tile(rows[name], arms) for name in rows}
 
-    def whole(hyper, state, rows):
-        trajectories, scores = rollout(hyper, state, rows)
+    def whole(hyper, state, rows, reference):
+        trajectories, scores = rollout(hyper, state, rows, reference)
         verdict = _verify(verification, trajectories, of_runs(_tile, rows))
         return update(hyper, state, rows, trajectories, scores, verdict)
 
     if verification.jittable:
-        jitted = jax.jit(whole)
-        return lambda hyper, state, rows: jitted(hyper, state, _numeric(rows))
-    first, second = jax.jit(rollout), jax.jit(update)
+        jitted = jax.jit(whole, donate_argnums=1)
+        return lambda hyper, state, rows: jitted(hyper, state, _numeric(rows), context.start)
+    first, second = jax.jit(rollout), jax.jit(update, donate_argnums=1)
 
     def split(hyper, state, rows):
-        trajectories, scores = first(hyper, state, _numeric(rows))
+        trajectories, scores = first(hyper, state, _numeric(rows), context.start)
         verdict = _verify(verification, trajectories, of_runs(_tile, {"answer": rows["answer"]}))
         return second(hyper, state, _numeric(rows), trajectories, scores, verdict)
 

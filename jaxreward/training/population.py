@@ -139,7 +139,9 @@ def make_population(
         inputs = (rewards, mask, trajectories, aux)
         chains, signal, metrics = _credit_all(arms, state, inputs, members)
         learn = lambda run_hyper, run, own: _repeated(learner(run_hyper).learn, run, own, updates)
-        runs, learned = each_run(learn, flat_hyper, state.runs, signal)
+        runs, learned = update_runs(
+            learn, flat_hyper, state.runs, signal, runs_at_a_time, mesh
+        )
         for position, name in enumerate(names):
             own = _runs_of(position, members)
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
@@ -185,13 +187,43 @@ def map_runs(function, trees, runs_at_a_time: int, mesh: jax.sharding.Mesh | Non
       mesh: of one axis, over which the runs are split evenly; see `run_mesh`. None: one device.
     """
 
-    def local(*own):
-        count = jax.tree.leaves(own)[0].shape[0]
-        together = _even_part(count, runs_at_a_time or count)
-        if together == count:
-            return jax.vmap(function)(*own)
-        return jax.lax.map(lambda run: function(*run), own, batch_size=together)
+    return _on_devices(lambda *own: _mapped(function, own, runs_at_a_time), trees, mesh)
 
+
+def update_runs(function, hyper, runs, rest, runs_at_a_time: int, mesh) -> tuple[Any, Any]:
+    """`function(hyper, run, rest) -> (run, output)` over all runs, as `map_runs`.
+
+    Where runs go one at a time each is written where it was read, so that the state of all is
+    held once if the caller donates it.
+    """
+
+    def local(hyper, runs, rest):
+        count = jax.tree.leaves(runs)[0].shape[0]
+        if count == 1 or _even_part(count, runs_at_a_time or count) > 1:
+            return _mapped(function, (hyper, runs, rest), runs_at_a_time)
+
+        def body(runs, item):
+            index, own_hyper, own_rest = item
+            take, put = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+            run = jax.tree.map(lambda leaf: take(leaf, index, keepdims=False), runs)
+            run, output = function(own_hyper, run, own_rest)
+            return jax.tree.map(lambda leaf, new: put(leaf, new, index, 0), runs, run), output
+
+        return jax.lax.scan(body, runs, (jnp.arange(count), hyper, rest))
+
+    return _on_devices(local, (hyper, runs, rest), mesh)
+
+
+def _mapped(function, trees, runs_at_a_time: int) -> Any:
+    count = jax.tree.leaves(trees)[0].shape[0]
+    together = _even_part(count, runs_at_a_time or count)
+    if together == count:
+        return jax.vmap(function)(*trees)
+    return jax.lax.map(lambda run: function(*run), trees, batch_size=together)
+
+
+def _on_devices(local, trees, mesh: jax.sharding.Mesh | None) -> Any:
+    """`local` on each device's share of the runs."""
     if mesh is None or mesh.size == 1:
         return local(*trees)
     spec = jax.sharding.PartitionSpec(mesh.axis_names[0])
