@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from experiments.features import build_features
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verification
 from jaxreward import masked
@@ -93,6 +94,8 @@ def make_step(context: Context) -> Callable[..., Any]:
     """
     policy = context.problem.policy
 
+    features = build_features(context.config, context.problem.model.tokenizer)
+
     def rollout(hyper, state, rows, reference):
         population = _population(context, hyper)
         trajectories = population.rollout(state, Prompts(rows["tokens"], rows["lengths"]))
@@ -110,6 +113,7 @@ def make_step(context: Context) -> Callable[..., Any]:
             "reference_id": verdict.reference_id,
             "output_id": jax.vmap(noise.output_id)(trajectories.actions, trajectories.mask),
             "reference_log_probs": reference_log_probs,
+            **{name: jax.vmap(feature)(trajectories) for name, feature in features.items()},
         }
         return population.update(state, verdict.rewards, verdict.mask, trajectories, aux)
 
