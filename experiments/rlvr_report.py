@@ -42,7 +42,7 @@ def write(
         print(report.text_table(_rows(context, results, lines, setting)))
     print("* means over the last 10 updates and all seeds")
     for name, own in scores.items():
-        print(f"{name}: true accuracy {own[TRUE]:.3f}, observed {own['eval/observed_accuracy']:.3f}")
+        print(f"{name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in own.items()))
     print("\nclaims (paired over seeds, 95% interval)")
     print(report.text_table(report.claim_rows(claims)))
     print(f"\nverifier: {json.dumps(context.verification.stats())}")

@@ -39,7 +39,7 @@ class Proxy(NamedTuple):
 def filtered_proxy(
     log_probs: Float[Array, "*batch V"], *, min_p: Number = 0.02, threshold: Number | None = None
 ) -> Proxy:
-    """Keeps the tokens above a threshold, the most probable one always; no gradient.
+    """Keeps the tokens at or above a threshold, the most probable one always; no gradient.
 
     Args:
       log_probs: normalised, at temperature 1.
@@ -51,7 +51,8 @@ def filtered_proxy(
     least = top + jnp.log(jnp.asarray(min_p, jnp.float32))
     if threshold is not None:
         least = jnp.log(jnp.asarray(threshold, jnp.float32)) + jnp.zeros_like(top)
-    kept = (log_probs > least) | (log_probs == top)
+    # Equality keeps, to a rounding error; so the most probable token is always kept.
+    kept = (log_probs >= least - 1e-6) | (log_probs == top)
     mass = jnp.sum(jnp.where(kept, jnp.exp(log_probs), 0.0), axis=-1)
     return Proxy(jnp.where(kept, log_probs - jnp.log(mass)[..., None], -jnp.inf), mass)
 
