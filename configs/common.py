@@ -15,11 +15,14 @@ def rlvr() -> ml_collections.ConfigDict:
     config.steps = 80  # updates per run
     config.prompts_per_step = 16  # P
     config.group_size = 8  # G
+    config.updates_per_rollout = 1  # optimizer steps on the same samples
     config.runs_at_a_time = 4  # side by side in one program; 0: all, for accelerators
 
     config.task = ml_collections.ConfigDict()
     config.task.dataset = ""  # tensorflow-datasets builder / config
     config.task.prompts = 64  # training prompts used, the first of the split
+    config.task.votes = 0  # samples of the start behind `aux/initial_majority_id`; 0: not given
+    config.task.alphabet = "jaxreward.tasks.tokenizer:ARITHMETIC_ALPHABET"
     config.task.data_dir = "data"  # relative paths are inside the workdir
 
     config.model = ml_collections.ConfigDict()
@@ -31,6 +34,7 @@ def rlvr() -> ml_collections.ConfigDict:
 
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.steps = 20  # supervised updates before the reward is used
+    config.warm_start.split = "train"  # or another split of the data set, whole
     config.warm_start.batch_size = 128
     config.warm_start.learning_rate = 3e-3
 
@@ -102,9 +106,10 @@ def _add_running(config: ml_collections.ConfigDict) -> None:
 
     config.evaluation = ml_collections.ConfigDict()
     config.evaluation.every = 20  # steps
-    config.evaluation.split = "train"  # or "validation", for tasks that generalise
+    config.evaluation.split = "train"  # or "validation", for tasks that generalise; any split
     config.evaluation.prompts = 64
     config.evaluation.samples = 8  # per prompt, at the training temperature
+    config.evaluation.start_samples = 0  # behind `start`, `start_best` in claims; 0: no such
 
     config.safety = ml_collections.ConfigDict()
     config.safety.spike_factor = 0.0  # skip gradients beyond this many mean norms; 0: off

@@ -17,9 +17,16 @@ PROVIDED = (
     "aux/prompt_type",
     "aux/output_id",
     "aux/output_form",
+    "aux/answer_id",
+    "aux/reference_id",
     "aux/true_rewards",
 )
 """What the rlvr runner puts into the signal beside the rewards."""
+
+
+def provided(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """`PROVIDED`, and what the config asks for beside it."""
+    return PROVIDED + (("aux/initial_majority_id",) if config.task.votes else ())
 
 
 def build_arms(

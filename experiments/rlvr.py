@@ -18,12 +18,14 @@ import ml_collections
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Runs all stages. `config` has passed `rlvr_config.validate`."""
     from experiments import arms as arms_lib  # heavy imports only once the config is good
-    from experiments import rlvr_problem, rlvr_programs, rlvr_report, rlvr_stages
+    from experiments import rlvr_problem, rlvr_programs, rlvr_report, rlvr_stages, rlvr_start
 
-    arms = arms_lib.build_arms(config)
+    arms = arms_lib.build_arms(config, arms_lib.provided(config))
     problem = rlvr_problem.load_problem(config, workdir)
     start = rlvr_problem.warm_start(config, problem)
     with rlvr_problem.open_verification(config, problem) as verification:
+        problem = rlvr_start.with_votes(config, problem, verification, start)
+        scores = rlvr_start.yardsticks(config, problem, verification, start)
         context = rlvr_programs.Context(config, problem, arms, verification, start, workdir)
         programs = rlvr_programs.make_programs(context)
         tuning = rlvr_stages.tuning_stage(config, len(arms))
@@ -31,7 +33,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         tuned = rlvr_stages.best_by_arm(tuning, accuracy)
         stage = rlvr_stages.comparison_stage(config, len(arms), tuned)
         final = rlvr_stages.train(context, programs, stage)
-    rlvr_report.write(context, stage, final)
+    rlvr_report.write(context, stage, final, scores)
 
 
 if __name__ == "__main__":

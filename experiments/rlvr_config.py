@@ -12,6 +12,7 @@ _POSITIVE = (
     "seeds",
     "steps",
     "prompts_per_step",
+    "updates_per_rollout",
     "task.prompts",
     "sampler.max_new_tokens",
     "sampler.temperature",
@@ -33,12 +34,16 @@ _NOT_NEGATIVE = (
     "tune.kl_coefficient",
     "safety.spike_factor",
     "runs_at_a_time",
+    "task.votes",
+    "evaluation.start_samples",
 )
+YARDSTICKS = ("start", "start_greedy", "start_best")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
-    check.required(config, "method", "task.dataset", "verifier.fn", "optimizer.fn", "loss.fn")
+    check.required(config, "method", "task.dataset", "task.alphabet", "verifier.fn")
+    check.required(config, "optimizer.fn", "loss.fn")
     check.positive(config, *_POSITIVE)
     for path in _NOT_NEGATIVE:
         check.at_least(config, path, 0)
@@ -47,7 +52,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.in_range(config, "sampler.top_p", 0, 1, "(]")
     check.in_range(config, "loss.clip_low", 0, 1)
     check.at_least(config, "loss.clip_high", 0)
-    check.choice(config, "evaluation.split", ("train", "validation"))
     check.choice(config, "loss.kl_estimator", ("k1", "k2", "k3"))
     check.choice(config, "loss.objective", ("clip", "cispo", "reinforce"))
     check.choice(config, "loss.ratio", ("token", "sequence", "sequence_token"))
@@ -117,14 +121,15 @@ def _check_arms(config: ml_collections.ConfigDict) -> None:
     _check_names(config, "inert", config.inert)
     for name in config.claims:
         claim = config.claims[name]
-        _check_names(config, f"claims.{name}", (claim.better, claim.worse))
+        known = YARDSTICKS if config.evaluation.start_samples else ()
+        _check_names(config, f"claims.{name}", (claim.better, claim.worse), known)
         check.choice(config, f"claims.{name}.setting", ("equal", "tuned"))
         check.at_least(config, f"claims.{name}.margin", 0)
 
 
-def _check_names(config: ml_collections.ConfigDict, path: str, names) -> None:
+def _check_names(config: ml_collections.ConfigDict, path: str, names, known=()) -> None:
     for name in names:
-        if name not in config.arms:
+        if name not in config.arms and name not in known:
             raise ConfigError(
                 f"config.{path} names the arm {name!r}; allowed are {', '.join(config.arms)}"
             )

@@ -9,6 +9,7 @@ from jaxreward.networks import lora
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import adapted, language
 from jaxreward.tasks import tokenizer as tokenizers
+from jaxreward.training.config import resolve
 from jaxreward.training.exits import ConfigError
 from jaxreward.types import Policy
 
@@ -41,7 +42,7 @@ def open_model(config: ml_collections.ConfigDict) -> Model:
             return _pretrained(config.model)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"config.model.path = {config.model.path!r}: {error}") from error
-    chars = tokenizers.make_tokenizer(tokenizers.ARITHMETIC_ALPHABET)
+    chars = tokenizers.make_tokenizer(resolve(config.task.alphabet))
     network = TransformerConfig(vocab_size=chars.vocab_size, **config.model.to_dict())
     return Model(network, chars, list, None)
 
@@ -85,16 +86,19 @@ def learner(config: ml_collections.ConfigDict, policy: Policy, base: Any) -> Pol
 
 
 def make_policy(
-    config: ml_collections.ConfigDict, model: Model, layout: language.Layout = language.Layout()
+    config: ml_collections.ConfigDict,
+    model: Model,
+    layout: language.Layout = language.Layout(),
+    top_k: int | None = None,
 ) -> Policy:
-    """The policy that samples at `config.sampler`."""
+    """The policy that samples at `config.sampler`; `top_k=1` makes it greedy."""
     return language.language_policy(
         model.network,
         max_new_tokens=config.sampler.max_new_tokens,
         stop_tokens=model.tokenizer.stops,
         pad_token=model.tokenizer.pad,
         temperature=config.sampler.temperature,
-        top_k=config.sampler.top_k,
+        top_k=config.sampler.top_k if top_k is None else top_k,
         top_p=config.sampler.top_p,
         layout=layout,
     )

@@ -15,6 +15,7 @@ from experiments.verification import Verification
 from jaxreward.policies import supervised
 from jaxreward.tasks import datasets, pipeline
 from jaxreward.training.config import build
+from jaxreward.training.exits import ConfigError
 from jaxreward.types import Policy
 
 
@@ -23,6 +24,7 @@ class Problem(NamedTuple):
 
     Attributes:
       train: rows of the training split, see `pipeline.encode_examples`.
+      warm: rows that the warm start is trained on.
       evaluated: rows of the first `config.evaluation.prompts` of its split.
       prompt_types: names behind `prompt_type`.
       model: network, tokenizer and weights.
@@ -31,6 +33,7 @@ class Problem(NamedTuple):
     """
 
     train: pipeline.Batch
+    warm: pipeline.Batch
     evaluated: pipeline.Batch
     prompt_types: tuple[str, ...]
     model: Model
@@ -46,16 +49,24 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     splits = pipeline.load_arrays(dataset, model.tokenizer, to_prompts=model.to_prompts)
     kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))
     splits["train"] = pipeline.take(splits["train"], kept)
-    evaluated = splits[config.evaluation.split]
+    warm, evaluated = (_split(splits, config, room) for room in ("warm_start", "evaluation"))
     count = min(config.evaluation.prompts, len(evaluated["prompt_id"]))
     return Problem(
         train=splits["train"],
+        warm=warm,
         evaluated=pipeline.take(evaluated, np.arange(count)),
         prompt_types=dataset.prompt_types,
         model=model,
         policy=make_policy(config, model),
         fingerprint=dataset.fingerprint,
     )
+
+
+def _split(splits: dict[str, pipeline.Batch], config, section: str) -> pipeline.Batch:
+    name = config[section].split
+    if name not in splits:
+        raise ConfigError(f"config.{section}.split = {name!r}; allowed are {', '.join(splits)}")
+    return splits[name]
 
 
 @contextlib.contextmanager
@@ -85,8 +96,8 @@ def warm_start(
     loaded = problem.model.load(shardings) if problem.model.load else None
     if not settings.steps:
         return jax.jit(problem.policy.init)(key) if loaded is None else loaded
-    rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.train))
-    count = problem.train["prompt_id"].shape[0]
+    rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.warm))
+    count = problem.warm["prompt_id"].shape[0]
     batch_size = min(settings.batch_size, count)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     optimizer = optax.adam(schedule)

@@ -104,6 +104,7 @@ def make_population(
         first_seed=first_seed,
         spike_factor=config.safety.spike_factor,
         runs_at_a_time=config.runs_at_a_time,
+        updates=config.updates_per_rollout,
         mesh=populations.run_mesh(len(context.arms) * seed_index.size),
     )
 
@@ -123,11 +124,13 @@ def make_step(context: Context) -> Callable[..., Any]:
 
     def update(hyper, state, rows, trajectories, reference_log_probs, verdict, reference):
         population = _population(context, hyper, reference)
-        own = population.per_seed({k: rows[k] for k in ("prompt_id", "prompt_type")})
+        own = population.per_seed({k: rows[k] for k in _OF_PROMPTS if k in rows})
         aux = {
             **own,
             "true_rewards": verdict.true_rewards,
             "output_form": verdict.form,
+            "answer_id": verdict.answer_id,
+            "reference_id": verdict.reference_id,
             "output_id": jax.vmap(noise.output_id)(trajectories.actions, trajectories.mask),
             "reference_log_probs": reference_log_probs,
         }
@@ -222,6 +225,9 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
 _EVALUATION = 1 << 21
 
 
+_OF_PROMPTS = ("prompt_id", "prompt_type", "initial_majority_id")
+_TOKENS = ("tokens", "lengths", "answer_tokens", "answer_lengths")
+
+
 def _numeric(rows: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("prompt_id", "prompt_type", "tokens", "lengths", "answer_tokens", "answer_lengths")
-    return {name: rows[name] for name in wanted}
+    return {name: rows[name] for name in _OF_PROMPTS + _TOKENS if name in rows}

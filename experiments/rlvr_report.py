@@ -8,23 +8,28 @@ import numpy as np
 
 from experiments.rlvr_programs import Context
 from experiments.rlvr_stages import COMPARE, SETTINGS, Stage
+from experiments.rlvr_start import Scores
 from jaxreward.training import figures, report
 
 TRUE = "eval/true_accuracy"
 
 
-def write(context: Context, stage: Stage, final: dict[str, np.ndarray]) -> None:
+def write(
+    context: Context, stage: Stage, final: dict[str, np.ndarray], scores: Scores
+) -> None:
     """Writes summary and figure, prints the tables and the paths of what was written.
 
     Args:
       context: of the run.
       stage: the comparison.
       final: final evaluation by name, `[A, M]`, member = setting x seed.
+      scores: of the start, the same for every seed.
     """
     config, workdir = context.config, pathlib.Path(context.workdir)
     text = (workdir / COMPARE / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
-    results = report.summarize(_per_seed(context, stage, final))
+    fixed = {a: {m: [v] * stage.seeds for m, v in own.items()} for a, own in scores.items()}
+    results = report.summarize({**_per_seed(context, stage, final), **fixed})
     claims = _claims(config, results)
     seeds = list(range(stage.first_seed, stage.first_seed + stage.seeds))
     summary = report.make_summary(config, config.method, seeds, results, claims)
@@ -34,6 +39,8 @@ def write(context: Context, stage: Stage, final: dict[str, np.ndarray]) -> None:
         print(f"\n{config.method}, {_title(setting)}")
         print(report.text_table(_rows(context, results, lines, setting)))
     print("* means over the last 10 updates and all seeds")
+    for name, own in scores.items():
+        print(f"{name}: true accuracy {own[TRUE]:.3f}, observed {own['eval/observed_accuracy']:.3f}")
     print("\nclaims (paired over seeds, 95% interval)")
     print(report.text_table(report.claim_rows(claims)))
     print(f"\nverifier: {json.dumps(context.verification.stats())}")
@@ -57,7 +64,14 @@ def _claims(config, results) -> list[report.Claim]:
     claims = []
     for name in config.claims:
         c = config.claims[name]
-        better, worse = f"{c.setting}/{c.better}", f"{c.setting}/{c.worse}"
+        better, worse = (
+            arm if arm in results else f"{c.setting}/{arm}" for arm in (c.better, c.worse)
+        )
+        if c.get("equivalent", False):
+            claims.append(
+                report.equivalence(results, c.claim, better, worse, TRUE, margin=c.margin)
+            )
+            continue
         # "at most `margin` below" is one-sided: the interval lies above -margin
         claims.append(report.claim(results, c.claim, better, worse, TRUE, margin=-c.margin))
     return claims

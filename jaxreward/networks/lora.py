@@ -49,7 +49,7 @@ class LoraConfig(NamedTuple):
 def lora_config(
     rank: int,
     *,
-    alpha: float | None = None,
+    alpha: float | int | None = None,
     targets: tuple[str, ...] = TARGETS,
     rank_stabilized: bool = False,
 ) -> LoraConfig:
@@ -89,7 +89,7 @@ def init(key: jax.Array, base: Any, config: LoraConfig, dtype: str = "float32") 
         own, bound = jax.random.fold_in(key, index), inputs**-0.5
         a = jax.random.uniform(own, (*layers, inputs, config.rank), dtype, -bound, bound)
         b = jnp.zeros((*layers, config.rank, outputs), dtype)
-        _put(adapter, path, {LORA_A: a, LORA_B: b})
+        put(adapter, path, {LORA_A: a, LORA_B: b})
     if not adapter:
         raise ValueError(f"targets = {config.targets}; the parameters have none of these layers")
     return adapter
@@ -107,11 +107,11 @@ def merge(base: Any, adapter: Adapter, config: LoraConfig) -> Any:
     """The base with `kernel + scale A B` in place of its adapted kernels, in their dtype."""
     merged = _union(base, {})
     for path, kernel in _kernels(base, config):
-        own = _get(adapter, path)
+        own = at(adapter, path)
         wide = (own[name].astype(jnp.float32) for name in (LORA_A, LORA_B))
         change = config.scale * jnp.matmul(*wide, precision=jax.lax.Precision.HIGHEST)
         kernel = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
-        _put(merged, path, {**_get(base, path), "kernel": kernel})
+        put(merged, path, {**at(base, path), "kernel": kernel})
     return merged
 
 
@@ -125,13 +125,15 @@ def _kernels(base: Any, config: LoraConfig) -> list[tuple[tuple[str, ...], Any]]
     return found
 
 
-def _get(tree: Any, path: tuple[str, ...]) -> Any:
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    """The part of nested dicts at a path."""
     for name in path:
         tree = tree[name]
     return tree
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Sets it, making dicts on the way."""
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value

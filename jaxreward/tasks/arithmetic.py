@@ -45,6 +45,8 @@ class ExpressionSpec(NamedTuple):
       prefix: text before the expression in the prompt.
       suffix: text after it.
       prompt_type: what the type of a prompt is: the top "operator" or the number of "steps".
+      shared_parts: True lets splits share compound parts (and only those: whole expressions
+        stay in one split), for questions about new combinations of known facts.
       sizes: examples by split, as pairs.
       seed: of everything random.
     """
@@ -62,6 +64,7 @@ class ExpressionSpec(NamedTuple):
     prefix: str = INSTRUCTION
     suffix: str = " ="
     prompt_type: str = "operator"
+    shared_parts: bool = False
     sizes: tuple[tuple[str, int], ...] = (("train", 700), ("validation", 300))
     seed: int = 0
 
@@ -77,6 +80,7 @@ class Expression(NamedTuple):
       steps: number of binary operations.
       operator: the one applied last, empty for an element.
       closed: whether it can stand as an operand without parentheses.
+      parts: the expressions on both sides of the operator, none for an element.
     """
 
     plain: str
@@ -86,6 +90,7 @@ class Expression(NamedTuple):
     steps: int = 0
     operator: str = ""
     closed: bool = True
+    parts: tuple["Expression", ...] = ()
 
 
 def check_spec(spec: ExpressionSpec) -> None:
@@ -152,6 +157,7 @@ def combine(operator: str, left: Expression, right: Expression) -> Expression | 
         steps=left.steps + right.steps + 1,
         operator=operator,
         closed=False,
+        parts=(left, right),
     )
 
 
@@ -200,7 +206,11 @@ def _draw_split(
     rng = random.Random(f"{spec.seed}/{split}")
     lists: list[list[Expression]] = [[]]  # by number of operations; elements are drawn afresh
     for steps in range(1, max(spec.steps) + 1):
-        lists.append(_draw_list(spec, lists, size, share, rng))
+        of_parts = (0.0, 1.0) if spec.shared_parts else share
+        lists.append(_draw_list(spec, lists, size, of_parts, rng))
+    if spec.shared_parts:
+        for steps in sorted(spec.steps, reverse=True):  # longest first: it needs the others' parts
+            lists[steps] = _draw_list(spec, lists[:steps], size, share, rng)
     chosen = []
     for index, steps in enumerate(spec.steps):
         part = range(size * index // len(spec.steps), size * (index + 1) // len(spec.steps))

@@ -16,7 +16,10 @@ from typing import Any, Iterator, NamedTuple
 from jaxreward.tasks import records
 from jaxreward.tasks.records import Example
 
-NAMES = ("exact_fraction", "gsm_symbolic", "random_calculation")
+NAMES = (
+    "exact_fraction", "gsm_symbolic", "random_calculation", "traced_integer",
+    "worked_calculation",
+)  # fmt: skip
 """The data sets: packages of this room with a builder."""
 
 
@@ -47,8 +50,7 @@ def prepare(dataset: str, data_dir: str | pathlib.Path, spec: Any = None) -> Dat
       dataset: `<data set>/<config>` such as `random_calculation/digits`; the data set alone
         where `spec` is given.
       data_dir: folder of all data sets, created if needed.
-      spec: an `ExpressionSpec`, `FractionSpec` or `ProceduralSpec` of your own, in place of a
-        named config.
+      spec: a spec of your own, such as an `ExpressionSpec`, in place of a named config.
 
     Raises:
       ValueError: no such data set or config, an impossible spec, or the folder holds data

@@ -23,6 +23,9 @@ ALPHABET = string.digits + "+-*/=^().,: {}[]<>\\_'&|%!?$" + string.ascii_lowerca
 ARITHMETIC_ALPHABET = string.digits + "+-*/=^(). "
 """The characters of the arithmetic tasks without words: 23 ids with the specials."""
 
+WORKED_ALPHABET = string.digits + "+-*/=().,: " + string.ascii_lowercase
+"""The characters of worked arithmetic in words: 50 ids with the specials."""
+
 INVALID = "\ufffd"
 """What an impossible id inside a text decodes to. No alphabet may hold it."""
 

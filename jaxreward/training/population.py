@@ -77,6 +77,7 @@ def make_population(
     first_seed: int = 0,
     accumulate: int = 1,
     spike_factor: float = 0.0,
+    updates: int = 1,
     runs_at_a_time: int = 0,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Population:
@@ -93,14 +94,18 @@ def make_population(
       first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
       accumulate: micro-batches per update.
       spike_factor: see `make_update_step`.
+      updates: optimizer steps per rollout, all on the same advantages: from the second on the
+        policy is no longer the one that sampled, and a clipped objective clips.
       runs_at_a_time: see `map_runs`.
       mesh: likewise.
 
     Raises:
-      ValueError: `runs_at_a_time` < 0, or a mesh that does not divide the runs.
+      ValueError: `runs_at_a_time` < 0, `updates` < 1, or a mesh that does not divide the runs.
     """
     names, members = tuple(arms), int(seed_index.shape[0])
     _check(runs_at_a_time, mesh, len(names) * members)
+    if updates < 1:
+        raise ValueError(f"updates = {updates}; allowed is >= 1")
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
 
@@ -133,7 +138,7 @@ def make_population(
     def update(state, rewards, mask, trajectories, aux):
         inputs = (rewards, mask, trajectories, aux)
         chains, signal, metrics = _credit_all(arms, state, inputs, members)
-        learn = lambda run_hyper, run, own: learner(run_hyper).learn(run, own)
+        learn = lambda run_hyper, run, own: _repeated(learner(run_hyper).learn, run, own, updates)
         runs, learned = update_runs(
             learn, flat_hyper, state.runs, signal, runs_at_a_time, mesh
         )
@@ -143,6 +148,15 @@ def make_population(
         return _place(PopulationState(runs, chains), mesh), metrics
 
     return Population(names, members, init, rollout, update, flat_seeds, per_seed, each_run)
+
+
+def _repeated(learn, run: TrainState, signal: Signal, updates: int):
+    """`updates` optimizer steps that count as one; the metrics are the last one's."""
+    if updates == 1:
+        return learn(run, signal)
+    after, metrics = jax.lax.scan(lambda own, _: learn(own, signal), run, length=updates)
+    after = dataclasses.replace(after, step=run.step + 1)
+    return after, jax.tree.map(lambda leaf: leaf[-1], metrics)
 
 
 def run_mesh(runs: int) -> jax.sharding.Mesh:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreward.pytree import pytree_dataclass
+from jaxreward.training.precision import apply_updates
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal
 
@@ -150,7 +151,7 @@ def _apply(
     good = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
     if spike_factor > 0:
         good &= (taken < _SPIKE_WARMUP) | (norm <= spike_factor * mean_norm)
-    new_params = optax.apply_updates(state.params, updates)
+    new_params = apply_updates(state.params, updates)
     params, opt_state = _where(good, (new_params, new_opt_state), (state.params, opt_state))
     # A step without any gradient says nothing about how large gradients are.
     counts = good & (norm > 0)

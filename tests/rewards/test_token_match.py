@@ -1,10 +1,12 @@
+import functools
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreward.rewards.token_match import token_match
+from jaxreward.rewards.token_match import final_token_match, token_match
 from jaxreward.tasks import tokenizer as tokenizers
 
 EOS = tokenizers.EOS
@@ -59,3 +61,65 @@ def test_matches_decoded_text():
     tokens = np.stack([tokenizers.encode(tokenizer, row, 5, eos=True).tokens for row in texts])
     rewards = token_match(jnp.array(tokens), jnp.array(answers.tokens), jnp.array(answers.lengths))
     np.testing.assert_array_equal(rewards, [[1, 0, 0], [1, 0, 0]])
+
+
+# Final answers
+
+SEPARATOR = "="
+WRAPPERS = [("", ".0"), ("is ", "")]
+CHARS = tokenizers.make_tokenizer(tokenizers.WORKED_ALPHABET)
+
+
+def ids(text):
+    return tuple(tokenizers.encode(CHARS, [text]).tokens[0, : len(text)].tolist())
+
+
+def final_match(texts, answer, wrappers=(), width=24, answer_width=10):
+    """Texts that end with `$` end with an end of text; others were cut off."""
+    rows = [list(ids(text.rstrip("$"))) + [EOS] * text.endswith("$") for text in texts]
+    tokens = jnp.array([row + [9] * (width - len(row)) for row in rows])[None]
+    wanted = tokenizers.encode(CHARS, [answer], answer_width, eos=True)
+    own = (jnp.asarray(wanted.tokens), jnp.asarray(wanted.lengths))
+    wrapped = tuple((ids(a), ids(b)) for a, b in wrappers)
+    match = functools.partial(
+        final_token_match, separator=ids(SEPARATOR)[0], end=EOS, wrappers=wrapped
+    )
+    return jax.jit(match)(tokens, *own)[0].tolist()
+
+
+def test_final_answers_by_hand():
+    texts = ["3+4=7 7*2=14$", "=14$", "14$", "=14", "=14=$", "=1$", "=145$", "= 14$", "=15=14$", "$"]
+    assert final_match(texts, "14") == [1, 1, 0, 0, 0, 0, 0, 0, 1, 0]
+    assert final_match(["=a" + "b" * 20 + "$"], "14", answer_width=30) == [0]
+    assert final_match(["=" + "b" * 22 + "$"], "b" * 22, answer_width=30) == [1]
+    assert final_match(["=" + "b" * 22 + "$"], "b" * 23, answer_width=30) == [0]
+
+
+def test_spellings_count_as_equal_only_when_asked():
+    texts = ["=12$", "=12.0$", "=is 12$", "=is 12.0$", "=.0$", "=is $", "=13.0$", "=12.$"]
+    for answer in ("12", "12.0", "is 12"):
+        exact = [float(text == f"={answer}$") for text in texts]
+        assert final_match(texts, answer) == exact
+        assert final_match(texts, answer, WRAPPERS) == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+@hypothesis.given(
+    hnp.arrays(np.int32, (2, 3, 7), elements=hypothesis.strategies.sampled_from([0, 2, 5, 7, 8])),
+    hnp.arrays(np.int32, (2, 3), elements=hypothesis.strategies.sampled_from([5, 7, 8])),
+)
+def test_final_answers_equal_plain_python(tokens, answers):
+    lengths = np.array([3, 2], np.int32)
+    answers[0, 2], answers[1, 1] = EOS, EOS
+    found = final_token_match(
+        jnp.asarray(tokens), jnp.asarray(answers), jnp.asarray(lengths), separator=5, end=EOS
+    )
+    for p in range(2):
+        wanted = answers[p, : lengths[p]].tolist()
+        for g in range(3):
+            row = tokens[p, g].tolist()
+            text = row[: row.index(EOS)] if EOS in row else None
+            right = text is not None and 5 in text
+            if right:
+                text = text[len(text) - text[::-1].index(5) :]
+                right = bool(text) and text + [EOS] == wanted
+            assert bool(found[p, g]) == bool(right)

@@ -9,6 +9,8 @@ import tensorflow_datasets as tfds
 import jaxreward.tasks.exact_fraction
 import jaxreward.tasks.gsm_symbolic
 import jaxreward.tasks.random_calculation
+import jaxreward.tasks.traced_integer
+import jaxreward.tasks.worked_calculation
 from jaxreward.tasks import datasets
 
 PACKAGES = {name: getattr(jaxreward.tasks, name) for name in datasets.NAMES}
@@ -20,7 +22,7 @@ def test_builder_describes_itself(name, tmp_path):
         builder = tfds.builder(f"{name}/{config.name}", data_dir=tmp_path)
         assert builder.info.description and config.description
         assert builder.info.citation.startswith("@") and "arXiv" in builder.info.citation
-        assert builder.info.homepage.startswith("https://arxiv.org/abs/25")
+        assert builder.info.homepage.startswith("https://arxiv.org/abs/2")
     names = [config.name for config in PACKAGES[name].Builder.BUILDER_CONFIGS]
     assert len(names) == len(set(names))
 
@@ -41,6 +43,8 @@ def test_every_named_config_can_be_drawn(tmp_path):
     tiny = ["digits", "digits_add", "numbers", "digitwise", "digit_steps"]
     configs = {
         "random_calculation": [*tiny, "steps_3"],
+        "worked_calculation": ["steps", "small", "mixed", "mixed_uncorrelated", "forms", "long"],
+        "traced_integer": ["runmax", "runsum_static", "median_dynamic", "gcd"],
         "exact_fraction": ["tiny", "small", "medium"],
     }
     names = [f"{name}/{config}" for name, chosen in configs.items() for config in chosen]

@@ -16,13 +16,16 @@ from jaxreward.transforms import (
     advantage,
     appeals,
     base,
+    calibration,
     correction,
     credit,
     exact_correction,
+    majority,
     noise,
     rates,
     rates_calibrated,
     rates_em,
+    refinement,
     sources,
 )
 from jaxreward.transforms.base import RewardTransform, Spec, chain
@@ -129,6 +132,9 @@ CASES = {
         lambda: base.per_prompt(noise.symmetric(0.5), NUM_IDS), draws=True
     ),
     # noise
+    "noise.group_flip": Case(
+        lambda: noise.group_flip(0.5, answered="answer_id"), draws=True
+    ),
     "noise.symmetric": Case(lambda: noise.symmetric(0.5), draws=True),
     "noise.class_conditional": Case(lambda: noise.class_conditional(BY_TYPE), draws=True),
     "noise.class_conditional/aux": Case(
@@ -149,8 +155,27 @@ CASES = {
     "noise.gaussian": Case(lambda: noise.gaussian(0.3), draws=True),
     "noise.hackable": Case(lambda: noise.hackable("hit")),
     "noise.random_reward": Case(lambda: noise.random_reward(), draws=True),
+    "noise.inverted": Case(lambda: noise.inverted()),
     "noise.drop": Case(lambda: noise.drop(0.5), draws=True),
     "noise.use_true_rewards": Case(lambda: noise.use_true_rewards()),
+    # majority
+    "majority.majority_reward": Case(
+        lambda axis_name=None: majority.majority_reward(min_share=0.4, axis_name=axis_name)
+    ),
+    "majority.label_reward": Case(
+        lambda axis_name=None: majority.label_reward(leave_out="label_id", axis_name=axis_name)
+    ),
+    "majority.answered_reward": Case(lambda: majority.answered_reward()),
+    # calibration
+    "calibration.lift_low_rewards": Case(lambda: calibration.lift_low_rewards("rate")),
+    "calibration.warm_up": Case(lambda: calibration.warm_up("rate", steps=1)),
+    # refinement
+    "refinement.label_refinement": Case(
+        lambda: refinement.label_refinement(num_prompts=NUM_IDS, start_visit=0, min_slope=-1.0)
+    ),
+    "refinement.label_noise": Case(
+        lambda: refinement.label_noise("active", 0.6, seed=3), draws=True
+    ),
     # rates
     "rates.known": Case(
         lambda axis_name=None: rates.known(sources.constant(0.1, 0.2), axis_name=axis_name)
@@ -268,6 +293,9 @@ def make_signal(seed: int, prompts: int, dense: bool = False) -> Signal:
         "feature": rng.integers(0, 2, shape[:2]).astype(np.int32),
         "rate": rng.uniform(0.2, 0.5, shape[:2]).astype(np.float32),
         "output_id": rng.integers(0, 2**32, shape[:2], dtype=np.uint32),
+        "answer_id": rng.integers(0, 3, shape[:2]).astype(np.uint32),
+        "reference_id": rng.integers(0, 3, prompts).astype(np.uint32),
+        "label_id": rng.integers(0, 3, prompts).astype(np.uint32),
         "hit": rng.random(shape[:2]) < 0.3,
         "true_rewards": np.where(mask, true, np.nan).astype(np.float32),
         "appealed": appealed,

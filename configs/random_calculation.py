@@ -1,0 +1,106 @@
+"""Right, spurious and self-made rewards on problems that no model has seen (arXiv 2507.10532).
+
+Claim: on leakage-free problems only a correct reward teaches; random and format rewards leave
+the policy where it was, an inverted one destroys it, wrong pseudo-labels do not help. Gains are
+held against what the start can already do: its mean, its greedy answer, its best of 16.
+
+Task: two steps of + and - over 0 to 5, written out by a character transformer of two layers.
+The start is trained on other questions than the reward, and both on others than are evaluated.
+The reward is the paper's continuous one; accuracy is exact match. `majority` is the reward of
+arXiv 2504.16084 (the group's own majority as label), `majority_guarded` leaves out prompts
+without a clear one, `majority_incorrect` freezes the start's majority where it is wrong.
+
+Variants: "chance" starts from a policy that is hardly ever right; "contaminated" and
+"contaminated_single" train on questions whose answers leaked into the start's training under
+another question mark, with 4 optimizer steps per rollout or one.
+
+Hardware and time: two CPU cores, about 4 minutes; `smoke`: seconds.
+Command: python -m experiments.rlvr --config=configs/random_calculation.py --workdir=DIR
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`arg`: "", "chance", "contaminated", "contaminated_single" or "smoke" (seconds)."""
+    variants = ("", "chance", "smoke")
+    if arg not in variants:
+        raise ValueError(f"variant {arg!r}; allowed are {', '.join(filter(None, variants))}")
+    config = common.rlvr()
+    config.method = "random_calculation" + (f"_{arg}" if arg == "chance" else "")
+    _add_task(config)
+    _add_transforms(config)
+    _add_claims(config)
+    if arg == "chance":
+        config.warm_start.steps = 60
+    if arg == "smoke":
+        common.smoke(config)
+        config.task.votes = 4
+        config.evaluation.start_samples = 4
+    return config
+
+
+def _add_task(config: ml_collections.ConfigDict) -> None:
+    config.task.dataset = "worked_calculation/small"
+    config.task.alphabet = "jaxreward.tasks.tokenizer:WORKED_ALPHABET"
+    config.task.prompts = 256
+    config.task.votes = 16
+    config.warm_start.split = "pretrain"
+    config.warm_start.steps = 200
+    config.sampler.max_new_tokens = 14
+    config.verifier.fn = "experiments.verification:final_in_jit"
+    config.verifier.tolerant = True
+    config.verifier.graded = True
+    config.evaluation.split = "validation"
+    config.evaluation.prompts = 96
+    config.evaluation.start_samples = 16
+    config.seeds = 3
+    config.hyper.kl_coefficient = 0.05
+    config.tune.learning_rate = (3e-4, 1e-3)
+    config.tune.kl_coefficient = (0.01, 0.05, 0.2)
+    config.tune.seeds = 1
+    config.tune.steps = 40
+
+
+def _add_transforms(config: ml_collections.ConfigDict) -> None:
+    room = "jaxreward.transforms"
+    pieces = {
+        "group_std": dict(
+            fn=f"{room}.advantage:group_relative", baseline="mean", scale="group_std"
+        ),
+        "random": dict(fn=f"{room}.noise:random_reward", rate=0.5),
+        "inverted": dict(fn=f"{room}.noise:inverted"),
+        "format": dict(fn=f"{room}.majority:answered_reward"),
+        "majority": dict(fn=f"{room}.majority:majority_reward"),
+        "guarded": dict(fn=f"{room}.majority:majority_reward", min_share=0.5, max_share=0.95),
+        "incorrect": dict(
+            fn=f"{room}.majority:label_reward",
+            label="initial_majority_id",
+            leave_out="reference_id",
+        ),
+    }
+    for name, piece in pieces.items():
+        config.transforms[name] = ml_collections.ConfigDict(piece)
+    config.arms.correct = ("group_std",)
+    config.arms.random = ("random", "group_std")
+    config.arms.inverted = ("inverted", "group_std")
+    config.arms.format = ("format", "group_std")
+    config.arms.majority = ("majority", "group_std")
+    config.arms.majority_guarded = ("guarded", "group_std")
+    config.arms.majority_incorrect = ("incorrect", "group_std")
+
+
+def _add_claims(config: ml_collections.ConfigDict) -> None:
+    claims = config.claims
+    for setting in ("equal", "tuned"):
+        for worse in ("start", "random", "majority_incorrect", "start_greedy", "start_best"):
+            claims[f"{setting}_{worse}"] = common.claim("correct", worse, setting)
+        claims[f"{setting}_majority"] = common.claim("majority", "start", setting)
+    claims.inverted = common.claim("start", "inverted", "equal")
+    claims.incorrect = common.claim("start", "majority_incorrect", "equal", 0.03)
+    for name in ("random", "format"):
+        claims[name] = common.claim(name, "start", "equal", 0.05)
+        claims[name].claim = f"{name} differs from start by less than 0.05 (equal hyper-parameters)"
+        claims[name].equivalent = True
