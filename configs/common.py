@@ -86,7 +86,9 @@ def pretrained(config: ml_collections.ConfigDict, path: str) -> None:
     config.model.system = ""  # message before them
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.steps = 0
+    config.warm_start.split = "train"
     config.runs_at_a_time = 1  # a run is large
+    del config.task.alphabet  # the tokenizer is the model's
 
 
 def _add_running(config: ml_collections.ConfigDict) -> None:
