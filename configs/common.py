@@ -80,13 +80,16 @@ def pretrained(config: ml_collections.ConfigDict, path: str) -> None:
     config.model.path = path
     config.model.dtype = "float32"  # of activations, or "bfloat16"
     config.model.param_dtype = "float32"  # or "bfloat16"
+    config.model.lora_rank = 0  # of the adapters that learn; 0: all parameters do
     config.model.remat = False  # keep only the input of each block for the backward pass
     config.model.scan = True  # one loop over the blocks: compiles fast
     config.model.chat = True  # prompts as the model's chat template writes them
     config.model.system = ""  # message before them
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.steps = 0
+    config.warm_start.split = "train"
     config.runs_at_a_time = 1  # a run is large
+    del config.task.alphabet  # the tokenizer is the model's
 
 
 def _add_running(config: ml_collections.ConfigDict) -> None:

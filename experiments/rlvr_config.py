@@ -66,6 +66,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if "path" in config.model:
         check.choice(config, "model.dtype", ("float32", "bfloat16"))
         check.choice(config, "model.param_dtype", ("float32", "bfloat16"))
+        check.at_least(config, "model.lora_rank", 0)
         model_path(config.model.path)
     else:
         _check_model(config)

@@ -98,6 +98,11 @@ def run(config: Any, flags: dict[str, Any]) -> None:
     from jaxreward.training import loop, sharding
 
     mesh = _mesh(flags, config)
+    if config.model.get("lora_rank", 0):
+        raise ConfigError(
+            f"config.model.lora_rank = {config.model.lora_rank}; allowed is 0 on a mesh, where all "
+            "parameters learn"
+        )
     problem = _in_turn(lambda: rlvr_problem.load_problem(config, flags["workdir"]))
     rules = sharding.transformer_rules(problem.model.network, mesh)
     shapes = jax.eval_shape(problem.policy.init, jax.random.key(0))

@@ -5,8 +5,9 @@ from typing import Any, Callable, NamedTuple
 import ml_collections
 
 from experiments.rlvr_config import model_path
+from jaxreward.networks import lora
 from jaxreward.networks.transformer_config import TransformerConfig
-from jaxreward.policies import language
+from jaxreward.policies import adapted, language
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training.config import resolve
 from jaxreward.training.exits import ConfigError
@@ -70,6 +71,18 @@ def _pretrained(settings: ml_collections.ConfigDict) -> Model:
         )
 
     return Model(checkpoint.config, own.tokenizer, to_prompts if settings.chat else list, load)
+
+
+def learner(config: ml_collections.ConfigDict, policy: Policy, base: Any) -> Policy:
+    """The policy that learns: `policy` itself, or with `model.lora_rank` adapters of `base`.
+
+    Args:
+      config: of the run.
+      policy: from `make_policy`.
+      base: its parameters; traced where this is called in a jitted function.
+    """
+    rank = config.model.get("lora_rank", 0)
+    return adapted.adapt(policy, base, lora.lora_config(rank)) if rank else policy
 
 
 def make_policy(

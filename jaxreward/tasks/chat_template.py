@@ -59,12 +59,9 @@ def render(
         "memory": MEMORY,
     }
     # -P: the folder of the program, whose files have common names, is not searched for modules.
+    command = [sys.executable, "-P", str(_RENDERER)]
     done = subprocess.run(
-        [sys.executable, "-P", str(_RENDERER)],
-        input=json.dumps(job).encode(),
-        capture_output=True,
-        timeout=30 * CPU_SECONDS,
-        check=False,
+        command, input=json.dumps(job).encode(), capture_output=True, check=False
     )
     if done.returncode:
         raise ValueError(_why(done))

@@ -27,6 +27,9 @@ from jaxreward.training.exits import ConfigError
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = ROOT / "tests/tasks/pretrained/smollm"
 CONFIG = "configs/gsm_symbolic.py:smoke"
+TWO_DEVICES = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
+}  # fmt: skip
 DIGITS = "--config.task.dataset=random_calculation/digits"  # needs no reasoning-gym
 
 
@@ -52,8 +55,8 @@ def run(runner, workdir, model, *flags, **environment):
 
 
 def test_arms_start_from_the_files(model, tmp_path):
-    flags = (DIGITS, "--config.hyper.learning_rate=0.0001", "--config.sampler.max_new_tokens=4")
-    done = run("rlvr", tmp_path / "run", model, *flags, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    flags = (DIGITS, "--config.model.lora_rank=2", "--config.sampler.max_new_tokens=4")
+    done = run("rlvr", tmp_path / "run", model, *flags, **TWO_DEVICES)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "were not read" not in done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -71,12 +74,17 @@ def test_arms_start_from_the_files(model, tmp_path):
 def test_one_arm_on_a_mesh(model, tmp_path):
     done = run(
         "rlvr_mesh", tmp_path / "run", model, DIGITS, "--mesh=1,2,1", "--arm=noisy_leave_one_out",
-        "--config.sampler.max_new_tokens=4", "--config.steps=1",
-        XLA_FLAGS="--xla_force_host_platform_device_count=2", JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        "--config.sampler.max_new_tokens=4", "--config.steps=1", "--config.model.lora_rank=0",
+        **TWO_DEVICES,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert abs(json.loads(line)["policy/kl"]) < 1e-9  # it is what the reference was loaded from
+
+
+def test_adapters_on_a_mesh_are_refused(model, tmp_path):
+    done = run("rlvr_mesh", tmp_path / "run", model, "--mesh=1,1,1")
+    assert done.returncode == 2 and "model.lora_rank = 16; allowed is 0" in done.stderr
 
 
 def test_prompts_are_what_the_model_was_trained_on(model):
