@@ -42,7 +42,9 @@ YARDSTICKS = ("start", "start_greedy", "start_best")
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
-    check.required(config, "method", "task.dataset", "task.alphabet", "verifier.fn")
+    check.required(config, "method", "task.dataset", "verifier.fn")
+    if "path" not in config.model:
+        check.required(config, "task.alphabet")
     check.required(config, "optimizer.fn", "loss.fn")
     check.positive(config, *_POSITIVE)
     for path in _NOT_NEGATIVE:

@@ -176,9 +176,7 @@ CASES = {
     "refinement.label_refinement": Case(
         lambda: refinement.label_refinement(num_prompts=NUM_IDS, start_visit=0, min_slope=-1.0)
     ),
-    "refinement.label_noise": Case(
-        lambda: refinement.label_noise("active", 0.6, seed=3), draws=True
-    ),
+    "refinement.label_noise": Case(lambda: refinement.label_noise("inactive", 0.6, seed=3)),
     # rates
     "rates.known": Case(
         lambda axis_name=None: rates.known(sources.constant(0.1, 0.2), axis_name=axis_name)
