@@ -42,7 +42,7 @@ YARDSTICKS = ("start", "start_greedy", "start_best")
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
-    check.required(config, "method", "task.dataset", "task.alphabet", "verifier.fn")
+    check.required(config, "method", "task.dataset", "verifier.fn")
     check.required(config, "optimizer.fn", "loss.fn")
     check.positive(config, *_POSITIVE)
     for path in _NOT_NEGATIVE:
@@ -69,6 +69,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check.at_least(config, "model.lora_rank", 0)
         model_path(config.model.path)
     else:
+        check.required(config, "task.alphabet")
         _check_model(config)
     _check_arms(config)
     _check_rates(config)
