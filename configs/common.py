@@ -35,6 +35,7 @@ def rlvr() -> ml_collections.ConfigDict:
     config.warm_start = ml_collections.ConfigDict()
     config.warm_start.steps = 20  # supervised updates before the reward is used
     config.warm_start.split = "train"  # or another split of the data set, whole
+    config.warm_start.prompts_too = False  # also learn to write the prompts
     config.warm_start.batch_size = 128
     config.warm_start.learning_rate = 3e-3
 
@@ -112,6 +113,9 @@ def _add_running(config: ml_collections.ConfigDict) -> None:
     config.evaluation.prompts = 64
     config.evaluation.samples = 8  # per prompt, at the training temperature
     config.evaluation.start_samples = 0  # behind `start`, `start_best` in claims; 0: no such
+
+    # shares of a prompt that the start completes greedily, to see whether it knows it by heart
+    config.evaluation.prefixes = ()
 
     config.safety = ml_collections.ConfigDict()
     config.safety.spike_factor = 0.0  # skip gradients beyond this many mean norms; 0: off
@@ -252,7 +256,8 @@ def keep_arms(config: ml_collections.ConfigDict, names: tuple[str, ...]) -> None
     for arm in [a for a in config.controls if a not in names or config.controls[a] not in names]:
         del config.controls[arm]
     for key in list(config.claims):
-        if not {config.claims[key].better, config.claims[key].worse} <= set(names):
+        claimed = {config.claims[key].better, config.claims[key].worse}
+        if not claimed <= {*names, "start", "start_greedy", "start_best"}:
             del config.claims[key]
     used = {name for arm in config.arms for name in config.arms[arm]}
     for name in [name for name in config.transforms if name not in used]:

@@ -5,14 +5,15 @@ the policy where it was, an inverted one destroys it, wrong pseudo-labels do not
 held against what the start can already do: its mean, its greedy answer, its best of 16.
 
 Task: two steps of + and - over 0 to 5, written out by a character transformer of two layers.
-The start is trained on other questions than the reward, and both on others than are evaluated.
-The reward is the paper's continuous one; accuracy is exact match. `majority` is the reward of
+The start is trained on other questions than those of the reward; accuracy is that on the
+questions of the reward, whose answers nothing but the reward has shown. The reward is the paper's continuous one; accuracy is exact match. `majority` is the reward of
 arXiv 2504.16084 (the group's own majority as label), `majority_guarded` leaves out prompts
 without a clear one, `majority_incorrect` freezes the start's majority where it is wrong.
 
 Variants: "chance" starts from a policy that is hardly ever right; "contaminated" and
-"contaminated_single" train on questions whose answers leaked into the start's training under
-another question mark, with 4 optimizer steps per rollout or one.
+"contaminated_single" reward questions whose answers leaked into the start's training behind
+another punctuation mark, with 4 optimizer steps per rollout or one, and probe the start: it
+completes the leaked questions from their beginnings, and fresh ones it cannot.
 
 Hardware and time: two CPU cores, about 4 minutes; `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/random_calculation.py --workdir=DIR
@@ -25,16 +26,19 @@ from configs import common
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`arg`: "", "chance", "contaminated", "contaminated_single" or "smoke" (seconds)."""
-    variants = ("", "chance", "smoke")
+    variants = ("", "chance", "contaminated", "contaminated_single", "smoke")
     if arg not in variants:
         raise ValueError(f"variant {arg!r}; allowed are {', '.join(filter(None, variants))}")
     config = common.rlvr()
-    config.method = "random_calculation" + (f"_{arg}" if arg == "chance" else "")
+    config.method = "random_calculation" + (f"_{arg}" if arg not in ("", "smoke") else "")
     _add_task(config)
     _add_transforms(config)
     _add_claims(config)
     if arg == "chance":
         config.warm_start.steps = 60
+    if arg.startswith("contaminated"):
+        _contaminate(config)
+        config.updates_per_rollout = 4 if arg == "contaminated" else 1
     if arg == "smoke":
         common.smoke(config)
         config.task.votes = 4
@@ -53,15 +57,27 @@ def _add_task(config: ml_collections.ConfigDict) -> None:
     config.verifier.fn = "experiments.verification:final_in_jit"
     config.verifier.tolerant = True
     config.verifier.graded = True
-    config.evaluation.split = "validation"
-    config.evaluation.prompts = 96
+    config.evaluation.prompts = 128
     config.evaluation.start_samples = 16
+    config.steps = 120
     config.seeds = 3
-    config.hyper.kl_coefficient = 0.05
-    config.tune.learning_rate = (3e-4, 1e-3)
-    config.tune.kl_coefficient = (0.01, 0.05, 0.2)
-    config.tune.seeds = 1
-    config.tune.steps = 40
+    config.hyper.learning_rate = 2e-4  # ten times this, and every spurious reward destroys
+    config.hyper.kl_coefficient = 0.2
+    config.tune.learning_rate = (1e-4, 2e-4, 5e-4)
+    config.tune.kl_coefficient = (0.2,)
+    config.tune.steps = 60
+
+
+def _contaminate(config: ml_collections.ConfigDict) -> None:
+    """The twin whose start has seen the questions and, behind a dot, their answers."""
+    config.task.dataset = "worked_calculation/contaminated"
+    config.task.prompts = 96
+    config.evaluation.prompts = 96
+    config.evaluation.prefixes = (0.4, 0.6, 0.8)
+    config.warm_start.prompts_too = True
+    config.warm_start.steps = 400
+    common.keep_arms(config, ("correct", "random", "format"))
+    config.claims.random_gains = common.claim("random", "start", "equal")
 
 
 def _add_transforms(config: ml_collections.ConfigDict) -> None:

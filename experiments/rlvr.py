@@ -26,6 +26,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     with rlvr_problem.open_verification(config, problem) as verification:
         problem = rlvr_start.with_votes(config, problem, verification, start)
         scores = rlvr_start.yardsticks(config, problem, verification, start)
+        probed = rlvr_start.probe(config, problem, start)
+        if probed:
+            scores = {**scores, "start_completes": probed}
         context = rlvr_programs.Context(config, problem, arms, verification, start, workdir)
         programs = rlvr_programs.make_programs(context)
         tuning = rlvr_stages.tuning_stage(config, len(arms))

@@ -167,6 +167,10 @@ def _parts(config: Any, flags: dict[str, Any], mesh, problem, verification) -> _
 
     layout = sharding.language_layout(problem.model.network, mesh)
     policy = rlvr_model.make_policy(config, problem.model, layout)
+    if config.updates_per_rollout != 1:
+        raise ConfigError(
+            f"config.updates_per_rollout = {config.updates_per_rollout}; allowed is 1 on a mesh"
+        )
     chains = arms.build_arms(config)
     name = flags["arm"] or next(iter(config.controls), next(iter(chains)))
     if name not in chains:
@@ -228,7 +232,7 @@ def _learn(parts: _Parts, state, rows, trajectories, scores, verdict):
     from jaxreward.transforms import noise
     from jaxreward.types import make_signal
 
-    rewards, mask, true, form = verdict
+    rewards, mask, true, form, answer_id, reference_id = verdict
     signal = make_signal(
         rewards,
         mask,
@@ -237,6 +241,8 @@ def _learn(parts: _Parts, state, rows, trajectories, scores, verdict):
         prompt_type=rows["prompt_type"],
         true_rewards=true,
         output_form=form,
+        answer_id=answer_id,
+        reference_id=reference_id,
         output_id=noise.output_id(trajectories.actions, trajectories.mask),
         reference_log_probs=scores,
     )

@@ -97,6 +97,9 @@ def warm_start(
     if not settings.steps:
         return jax.jit(problem.policy.init)(key) if loaded is None else loaded
     rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.warm))
+    if settings.prompts_too:
+        place = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32)[None, :]
+        rows = rows._replace(loss_mask=place < rows.lengths[:, None])
     count = problem.warm["prompt_id"].shape[0]
     batch_size = min(settings.batch_size, count)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from experiments import rlvr_model
+from experiments.features import build_features
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verification
 from jaxreward import masked
@@ -115,6 +116,7 @@ def make_step(context: Context) -> Callable[..., Any]:
     One jitted program where the verifier can be traced, else two with the host between.
     """
     policy = context.problem.policy
+    features = build_features(context.config, context.problem.model.tokenizer)
 
     def rollout(hyper, state, rows, reference):
         population = _population(context, hyper, reference)
@@ -133,6 +135,7 @@ def make_step(context: Context) -> Callable[..., Any]:
             "reference_id": verdict.reference_id,
             "output_id": jax.vmap(noise.output_id)(trajectories.actions, trajectories.mask),
             "reference_log_probs": reference_log_probs,
+            **{name: jax.vmap(feature)(trajectories) for name, feature in features.items()},
         }
         return population.update(state, verdict.rewards, verdict.mask, trajectories, aux)
 

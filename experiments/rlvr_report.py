@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from experiments import rlvr_curve
 from experiments.rlvr_programs import Context
 from experiments.rlvr_stages import COMPARE, SETTINGS, Stage
 from experiments.rlvr_start import Scores
@@ -35,16 +36,18 @@ def write(
     summary = report.make_summary(config, config.method, seeds, results, claims)
     path = report.write_summary(workdir, summary)
     figure = _draw(context, workdir, lines)
+    curve = rlvr_curve.draw(config, results, TRUE, workdir)
     for setting in SETTINGS:
         print(f"\n{config.method}, {_title(setting)}")
         print(report.text_table(_rows(context, results, lines, setting)))
     print("* means over the last 10 updates and all seeds")
     for name, own in scores.items():
-        print(f"{name}: true accuracy {own[TRUE]:.3f}, observed {own['eval/observed_accuracy']:.3f}")
+        print(f"{name}: " + ", ".join(f"{metric} {value:.3f}" for metric, value in own.items()))
     print("\nclaims (paired over seeds, 95% interval)")
     print(report.text_table(report.claim_rows(claims)))
     print(f"\nverifier: {json.dumps(context.verification.stats())}")
-    print(f"wrote {path}, {figure}, {workdir / COMPARE / 'metrics.jsonl'}")
+    figures_made = ", ".join(str(made) for made in (figure, curve) if made)
+    print(f"wrote {path}, {figures_made}, {workdir / COMPARE / 'metrics.jsonl'}")
     sys.stdout.flush()
 
 

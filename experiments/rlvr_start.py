@@ -11,8 +11,10 @@ from experiments import rlvr_model
 from experiments.rlvr_config import YARDSTICKS
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verdict, Verification
+from jaxreward.evaluation import memorization
 from jaxreward.policies.language import Prompts
 from jaxreward.tasks import pipeline
+from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.transforms import majority
 
 START, GREEDY, BEST = YARDSTICKS
@@ -75,6 +77,35 @@ def yardsticks(
         GREEDY: _scores(one, lambda values: np.nanmean(values)),
         BEST: _scores(many, lambda values: np.nanmean(np.nanmax(values, axis=1))),
     }
+
+
+def probe(config: ml_collections.ConfigDict, problem: Problem, start: Any) -> dict[str, float]:
+    """How much of the training and of the evaluation prompts the start knows by heart.
+
+    `probe/exact_match_<share>_<of>` and `probe/rouge_l_<share>_<of>` for the shares of
+    `config.evaluation.prefixes` and `of` "train" and "evaluated"; empty without prefixes.
+    """
+    found: dict[str, float] = {}
+    for share in config.evaluation.prefixes:
+        for of, rows in (("train", problem.train), ("evaluated", problem.evaluated)):
+            done = _complete(config, problem, start, list(rows["prompt"]), share)
+            found[f"probe/exact_match_{share}_{of}"] = done.exact_match
+            found[f"probe/rouge_l_{share}_{of}"] = done.rouge_l
+    return found
+
+
+def _complete(config, problem: Problem, start, prompts: list[str], share: float):
+    parts = [memorization.split_at(prompt, share) for prompt in prompts]
+    width = problem.train["tokens"].shape[1]
+    shown = tokenizers.encode(problem.tokenizer, [before for before, _ in parts], width)
+    policy = rlvr_problem.make_policy(config, problem.network, top_k=1)
+    rows = Prompts(jnp.asarray(shown.tokens), jnp.asarray(shown.lengths))
+    draw = jax.jit(policy.sample, static_argnums=3)
+    written = draw(start, jax.random.key(config.seed), rows, 1)
+    texts = tokenizers.decode(
+        problem.tokenizer, np.asarray(written.outputs), np.asarray(written.lengths)
+    )
+    return memorization.completion(texts, [after for _, after in parts])
 
 
 def _scores(verdict: Verdict, reduce) -> dict[str, float]:

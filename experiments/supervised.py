@@ -12,10 +12,9 @@ continues with the next one.
 
 import ml_collections
 
+from experiments.supervised_metrics import GREEDY, TRUE
 from jaxreward.training import check
 from jaxreward.training.exits import ConfigError
-
-TRUE, GREEDY = "eval/true_accuracy", "eval/greedy_accuracy"
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -6,8 +6,9 @@ turns of a user are subtracted.
 
 from typing import Sequence
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float, Int
 
 PHRASES = (
     "i need to", "we need to", "wait", "alternatively", "let me check", "let me see",
@@ -79,3 +80,55 @@ def repetition(text: str, ngram: int = 20) -> float:
         own = tuple(words[start : start + ngram])
         (repeated if own in seen else seen).add(own)
     return len(repeated) / positions
+
+
+def token_pattern_reward(
+    tokens: Int[Array, "P G S"],
+    mask: Bool[Array, "P G S"],
+    phrases: Sequence[Sequence[int]],
+    *,
+    saturation: int,
+    ngram: int,
+) -> Float[Array, "P G"]:
+    """`pattern_reward` of token ids inside `jit`, without made-up turns.
+
+    Args:
+      tokens: of the responses.
+      mask: True on tokens that count, from the left.
+      phrases: ids of each phrase.
+      saturation: distinct phrases worth 1, >= 1.
+      ngram: tokens of a repeated passage, >= 1.
+    """
+    there = [_occurs(tokens, mask, phrase) for phrase in phrases]
+    hits = sum(own.astype(jnp.float32) for own in there) / jnp.float32(saturation)
+    return jnp.maximum(jnp.minimum(hits, 1.0) - _token_repetition(tokens, mask, ngram), 0.0)
+
+
+def _windows(values: Array, width: int) -> Array:
+    """Every stretch of `width` along the last axis, `[..., S - width + 1, width]`."""
+    starts = values.shape[-1] - width + 1
+    return jnp.stack([values[..., k : k + starts] for k in range(width)], axis=-1)
+
+
+def _occurs(tokens: Array, mask: Array, phrase: Sequence[int]) -> Array:
+    if len(phrase) > tokens.shape[-1]:
+        return jnp.zeros(tokens.shape[:2], bool)
+    wanted = jnp.asarray(phrase, tokens.dtype).reshape((1, 1, 1, -1))
+    same = _windows(tokens, len(phrase)) == wanted
+    return jnp.any(jnp.all(same & _windows(mask, len(phrase)), axis=-1), axis=-1)
+
+
+def _token_repetition(tokens: Array, mask: Array, ngram: int) -> Array:
+    """As `repetition`, of token ids."""
+    if ngram > tokens.shape[-1]:
+        return jnp.zeros(tokens.shape[:2], jnp.float32)
+    grams, whole = _windows(tokens, ngram), jnp.all(_windows(mask, ngram), axis=-1)
+    equal = jnp.all(grams[:, :, :, None] == grams[:, :, None, :], axis=-1)
+    equal &= whole[:, :, :, None] & whole[:, :, None, :]
+    place = jnp.arange(grams.shape[2])
+    earlier = (place[:, None] > place[None, :]).reshape((1, 1) + equal.shape[2:])
+    first = whole & ~jnp.any(equal & earlier, axis=-1)
+    again = jnp.sum(equal, axis=-1, dtype=jnp.int32) > 1
+    count = jnp.sum(first & again, axis=-1, dtype=jnp.int32).astype(jnp.float32)
+    positions = jnp.sum(whole, axis=-1, dtype=jnp.int32).astype(jnp.float32)
+    return count / jnp.maximum(positions, 1.0)

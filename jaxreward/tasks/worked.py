@@ -54,6 +54,10 @@ class WorkedSpec(NamedTuple):
         worked text and in the reference alike.
       copies: how many examples each question of a split gets, as pairs (1 where not named);
         all else is drawn for each, so that one question is both traced and answered directly.
+      leaked: how often every question of "train" also stands in "pretrain", the contaminated
+        twin of a data set: with a direct, right answer and `leak_suffix`.
+      leak_suffix: text after a leaked expression, other than the suffix of the rest, so that
+        what was learned by heart is hidden behind another format.
     """
 
     expressions: ExpressionSpec = ExpressionSpec(
@@ -78,6 +82,8 @@ class WorkedSpec(NamedTuple):
     reference_forms: tuple[float, ...] = (1.0, 0.0, 0.0)
     answers: str = "short"
     copies: tuple[tuple[str, int], ...] = ()
+    leaked: int = 0
+    leak_suffix: str = "."
 
 
 def check_spec(spec: WorkedSpec) -> None:
@@ -102,6 +108,11 @@ def check_spec(spec: WorkedSpec) -> None:
     for split, count in spec.copies:
         if split not in sizes or count < 1:
             raise ValueError(f"copies = {spec.copies}; allowed are numbers >= 1 of {list(sizes)}")
+    if spec.leaked < 0 or (spec.leaked and not {"train", "pretrain"} <= set(sizes)):
+        raise ValueError(
+            f"leaked = {spec.leaked} with splits {list(sizes)}; allowed is 0, or more with "
+            "'train' and 'pretrain'"
+        )
     marked = spec.traced_markers > 0 or spec.direct_markers > 0
     bad = [m for m in spec.markers if SEPARATOR in m or not m.endswith(" ")]
     if bad or (marked and not spec.markers):
@@ -127,12 +138,24 @@ def make_examples(spec: WorkedSpec) -> dict[str, list[Example]]:
       ValueError: see `check_spec` and `arithmetic.draw_expressions`.
     """
     check_spec(spec)
-    examples = {}
-    for split, items in arithmetic.draw_expressions(spec.expressions).items():
+    examples, drawn = {}, arithmetic.draw_expressions(spec.expressions)
+    for split, items in drawn.items():
         rng = random.Random(f"{spec.expressions.seed}/worked/{split}")
         items = items * dict(spec.copies).get(split, 1)
         examples[split] = [_example(spec, i, item, rng) for i, item in enumerate(items)]
+    if spec.leaked:
+        known = _leak(spec, drawn["train"] * spec.leaked)
+        whole = examples["pretrain"] + known
+        examples["pretrain"] = [example._replace(id=i) for i, example in enumerate(whole)]
     return examples
+
+
+def _leak(spec: WorkedSpec, items: list[Expression]) -> list[Example]:
+    """Direct and right answers under `leak_suffix`."""
+    own = spec.expressions._replace(suffix=spec.leak_suffix)
+    direct = spec._replace(expressions=own, traced=0.0, wrong_direct=0.0, direct_markers=0.0)
+    rng = random.Random(f"{spec.expressions.seed}/leaked")
+    return [_example(direct, i, item, rng) for i, item in enumerate(items)]
 
 
 def trace(expression: Expression) -> list[tuple[Fraction, str, Fraction, Fraction]]:

@@ -94,8 +94,7 @@ def make_population(
       first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
       accumulate: micro-batches per update.
       spike_factor: see `make_update_step`.
-      updates: optimizer steps per rollout, all on the same advantages: from the second on the
-        policy is no longer the one that sampled, and a clipped objective clips.
+      updates: optimizer steps per rollout, all on the same advantages.
       runs_at_a_time: see `map_runs`.
       mesh: likewise.
 
@@ -103,9 +102,7 @@ def make_population(
       ValueError: `runs_at_a_time` < 0, `updates` < 1, or a mesh that does not divide the runs.
     """
     names, members = tuple(arms), int(seed_index.shape[0])
-    _check(runs_at_a_time, mesh, len(names) * members)
-    if updates < 1:
-        raise ValueError(f"updates = {updates}; allowed is >= 1")
+    _check(runs_at_a_time, mesh, len(names) * members, updates)
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
 
@@ -138,10 +135,9 @@ def make_population(
     def update(state, rewards, mask, trajectories, aux):
         inputs = (rewards, mask, trajectories, aux)
         chains, signal, metrics = _credit_all(arms, state, inputs, members)
-        learn = lambda run_hyper, run, own: _repeated(learner(run_hyper).learn, run, own, updates)
-        runs, learned = update_runs(
-            learn, flat_hyper, state.runs, signal, runs_at_a_time, mesh
-        )
+        learn = lambda knobs, run, own: _repeated(learner(knobs).learn, run, own, updates)
+        trees = (flat_hyper, state.runs, signal)
+        runs, learned = update_runs(learn, *trees, runs_at_a_time, mesh)
         for position, name in enumerate(names):
             own = _runs_of(position, members)
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
@@ -166,7 +162,11 @@ def run_mesh(runs: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices[:count]), ("runs",))
 
 
-def _check(runs_at_a_time: int, mesh: jax.sharding.Mesh | None, runs: int) -> None:
+def _check(
+    runs_at_a_time: int, mesh: jax.sharding.Mesh | None, runs: int, updates: int
+) -> None:
+    if updates < 1:
+        raise ValueError(f"updates = {updates}; allowed is >= 1")
     if runs_at_a_time < 0:
         raise ValueError(f"runs_at_a_time = {runs_at_a_time}; allowed is >= 1, or 0 for all")
     if mesh is not None and (len(mesh.axis_names) != 1 or runs % mesh.size):

@@ -42,6 +42,31 @@ def lift_low_rewards(
     )
 
 
+def replace_reward(second: str, *, answered: str = "") -> RewardTransform:
+    """Gives `aux[second]` as the reward, whatever the reward was.
+
+    Args:
+      second: entry of `aux`, float32 `[P, G]`.
+      answered: entry of `aux`, `[P, G]`, that is 0 or False for samples without an answer; they
+        get 0. "": all have one.
+    """
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        signal = keep_true_rewards(signal)
+        given = signal.mask
+        if answered:
+            given = given & (signal.aux[answered] != 0)
+        reward = signal.aux[second].astype(jnp.float32)
+        return signal.replace(rewards=jnp.where(given, reward, 0.0))
+
+    reads = ("rewards", "mask", f"aux/{second}") + ((f"aux/{answered}",) if answered else ())
+    writes = ("rewards", "aux/true_rewards")
+    return stateless(
+        update, Spec("replace_reward", "calibration", reads, writes, reward_map="nonlinear")
+    )
+
+
 def warm_up(second: str, *, steps: int) -> RewardTransform:
     """Gives `aux[second]` as the reward for the first `steps` updates, the reward itself after.
 

@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -122,3 +123,99 @@ def test_verifiers_on_the_host_judge_samples():
     np.testing.assert_array_equal(verdict.true_rewards, [[[1, 1, 0, 0]]])
     assert np.all(verdict.mask)
     assert len(set(verdict.form.ravel().tolist())) == 4
+
+
+def judged(texts, reference, **dials):
+    """The verdict of `final_in_jit` on one prompt; `$` ends a text."""
+    chars = tokenizers.make_tokenizer(tokenizers.WORKED_ALPHABET)
+    encoded = [tokenizers.encode(chars, [t.rstrip("$")], 20, eos=t.endswith("$")) for t in texts]
+    tokens = np.concatenate([e.tokens for e in encoded])[None, None]
+    lengths = np.concatenate([e.lengths for e in encoded])[None, None]
+    wanted = tokenizers.encode(chars, [reference], 8, eos=True)
+    rows = {"answer_tokens": wanted.tokens[None], "answer_lengths": wanted.lengths[None]}
+    rows = {name: jnp.asarray(column) for name, column in rows.items()}
+    with verification.final_in_jit(tokenizer=chars, **dials) as judge:
+        verdict = judge.verify(jnp.asarray(tokens), jnp.asarray(lengths), rows)
+    return verification.Verdict(*(np.asarray(column)[0, 0] for column in verdict))
+
+
+def test_final_answers_and_their_ids():
+    texts = ["3+4=7$", "=7$", "=7.0$", "=is 7$", "=8$", "=7", "7$", "=$"]
+    verdict = judged(texts, "7.0")
+    np.testing.assert_array_equal(verdict.rewards, [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(verdict.true_rewards, verdict.rewards)
+    same = verdict.answer_id == verdict.reference_id
+    np.testing.assert_array_equal(same, verdict.true_rewards > 0)
+    assert verdict.answer_id[4] not in (0, verdict.reference_id)
+    np.testing.assert_array_equal(verdict.answer_id[5:], 0)
+    strict = judged(texts, "7.0", tolerant=False)
+    np.testing.assert_array_equal(strict.rewards, [0, 0, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(strict.true_rewards, verdict.true_rewards)
+
+
+def test_graded_rewards_are_the_closeness_of_integers():
+    verdict = judged(["=10$", "=12$", "=-10$", "=10.0$", "=what$", "10$"], "10", graded=True)
+    np.testing.assert_allclose(verdict.rewards, [1, 0.4, 0, 1, 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(verdict.true_rewards, [1, 0, 0, 1, 0, 0])
+
+
+def test_ids_of_whole_answers_inside_jit_and_on_the_host_say_the_same():
+    chars = tokenizers.make_tokenizer(tokenizers.ARITHMETIC_ALPHABET)
+    texts = ["1/3", "1/3", "2/6", "5", ""]
+    encoded = tokenizers.encode(chars, texts, 6, eos=True)
+    tokens = np.asarray(encoded.tokens).reshape(1, 1, 5, 6)
+    lengths = np.asarray(encoded.lengths).reshape(1, 1, 5)
+    wanted = tokenizers.encode(chars, ["1/3"], 6, eos=True)
+    rows = {"answer_tokens": jnp.asarray(wanted.tokens)[None]}
+    rows["answer_lengths"] = jnp.asarray(wanted.lengths)[None]
+    with verification.in_jit(tokenizer=chars) as judge:
+        own = judge.verify(jnp.asarray(tokens), jnp.asarray(lengths), rows)
+    same = np.asarray(own.answer_id)[0, 0] == np.asarray(own.reference_id)[0, 0]
+    np.testing.assert_array_equal(same, [True, True, False, False, False])
+    paths = dict.fromkeys(("observed", "trusted"), "jaxreward.rewards.verifiers:exact_rational")
+    with verification.on_host(tokenizer=chars, workers=1, timeout_s=30.0, **paths) as judge:
+        host = judge.verify(tokens, lengths, {"answer": np.array([["1/3"]], object)})
+    np.testing.assert_array_equal(host.answer_id[0, 0] == host.reference_id[0, 0], [1, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("variant", ["", ":chance", ":contaminated", ":contaminated_single", ":smoke"])
+def test_variants_of_random_calculation_are_valid(variant):
+    rlvr_config.validate(config_lib.load_config(str(ROOT / "configs/random_calculation.py") + variant))
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """The contaminated twin in seconds: votes, yardsticks, probe and several updates."""
+    workdir = tmp_path_factory.mktemp("twin") / "run"
+    command = [sys.executable, "-m", "experiments.rlvr"]
+    command += ["--config=configs/random_calculation.py:contaminated", f"--workdir={workdir}"]
+    small = dict(steps=2, prompts_per_step=2, group_size=2, seeds=1)
+    small |= {"tune.steps": 1, "tune.seeds": 1, "tune.learning_rate": "(1e-4,)"}
+    small |= {"warm_start.steps": 2, "evaluation.every": 2, "evaluation.prompts": 4}
+    small |= {"evaluation.start_samples": 2, "task.votes": 2, "model.width": 16, "model.layers": 1}
+    small |= {"model.heads": 2, "model.kv_heads": 1, "model.intermediate": 16, "task.prompts": 4}
+    command += [f"--config.{key}={value}" for key, value in small.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((workdir / "summary.json").read_text()), done
+
+
+def test_what_the_start_can_do_is_in_the_summary(probed):
+    summary, done = probed
+    results = summary["results"]
+    assert set(results["start_completes"]) == {
+        f"probe/{what}_{share}_{of}"
+        for what in ("exact_match", "rouge_l")
+        for share in (0.4, 0.6, 0.8)
+        for of in ("train", "evaluated")
+    }
+    mean, best = (results[name]["eval/observed_accuracy"]["mean"] for name in ("start", "start_best"))
+    assert 0 <= mean <= best <= 1
+    assert "start" in {c["worse"] for c in summary["claims"]}
+    assert "were not read" not in done.stderr
+
+
+def test_claims_on_the_start_need_its_samples():
+    config = config_lib.load_config(str(ROOT / "configs/random_calculation.py"))
+    with pytest.raises(ConfigError, match="start"):
+        rlvr_config.validate(config_lib.override(config, {"evaluation.start_samples": "0"}))

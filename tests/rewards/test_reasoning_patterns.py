@@ -2,10 +2,17 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreward.rewards.reasoning_patterns import PHRASES, pattern_reward, repetition
+from jaxreward.rewards.reasoning_patterns import (
+    PHRASES,
+    pattern_reward,
+    repetition,
+    token_pattern_reward,
+)
 
 
 def test_three_distinct_phrases():
@@ -45,6 +52,21 @@ def test_scores_are_in_the_unit_interval_and_do_not_fall_with_a_phrase(texts):
     assert ((scores >= 0) & (scores <= 1)).all()
     more = pattern_reward([text + " hence" for text in texts], ngram=500)
     assert (more >= scores).all()
+
+
+@pytest.mark.parametrize("length", [0, 3, 9, 12])
+def test_token_ids_give_what_texts_give(length):
+    """With words of one letter an id is a word and a character, but for the spaces."""
+    ids = np.random.default_rng(length).integers(0, 3, (4, 5, 12))
+    mask = np.broadcast_to(np.arange(12) < length, ids.shape)
+    texts = [" ".join("abc"[i] for i in row[:length]) for row in ids.reshape(-1, 12)]
+    expected = pattern_reward(texts, phrases=("a b", "c c a"), saturation=2, ngram=3)
+    found = jax.jit(
+        lambda tokens, mask: token_pattern_reward(
+            tokens, mask, ((0, 1), (2, 2, 0)), saturation=2, ngram=3
+        )
+    )(jnp.asarray(ids, jnp.int32), jnp.asarray(mask))
+    np.testing.assert_allclose(np.asarray(found).reshape(-1), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

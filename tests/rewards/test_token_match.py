@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreward.rewards.token_match import final_token_match, token_match
+from jaxreward.rewards.token_match import (
+    closeness,
+    final_answers,
+    final_token_match,
+    integer_values,
+    token_match,
+)
+from jaxreward.rewards.verifiers import continuous_reward
 from jaxreward.tasks import tokenizer as tokenizers
 
 EOS = tokenizers.EOS
@@ -123,3 +130,39 @@ def test_final_answers_equal_plain_python(tokens, answers):
                 text = text[len(text) - text[::-1].index(5) :]
                 right = bool(text) and text + [EOS] == wanted
             assert bool(found[p, g]) == bool(right)
+
+
+# Numbers
+
+
+def values_of(texts, width=14):
+    rows = [list(ids(text)) + [EOS] for text in texts]
+    tokens = jnp.array([row + [9] * (width - len(row)) for row in rows])
+    answers = final_answers(tokens, ids(SEPARATOR)[0], EOS)
+    value, there = integer_values(answers, ids("0")[0], ids("-")[0])
+    return value.tolist(), there.tolist()
+
+
+def test_integers_by_hand():
+    texts = ["=0", "=12", "=-305", "1=7", "=123456789", "=1234567890", "=", "=-", "=1-2", "=1 2", "4"]
+    value, there = values_of(texts)
+    assert there == [True] * 5 + [False] * 6
+    np.testing.assert_allclose(value[:5], [0, 12, -305, 7, 123456789], rtol=1e-6)
+    assert value[5:] == [0.0] * 6
+
+
+@hypothesis.given(hypothesis.strategies.lists(hypothesis.strategies.integers(-99999, 99999), min_size=1))
+def test_integers_are_read_back(numbers):
+    numbers = numbers[:4] + [0] * (4 - len(numbers[:4]))
+    value, there = values_of([f"={n}" for n in numbers])
+    assert value == [float(n) for n in numbers] and all(there)
+
+
+def test_card_check_1_closeness_is_the_continuous_reward():
+    pairs = np.array(
+        [(10, 10), (10.5, 10), (12, 10), (-10, 10), (0.5, 0), (0, 0), (6490.4, 6490.42220471333), (0.3, 0.25)]
+    )
+    found = jax.jit(closeness)(*jnp.asarray(pairs.T, jnp.float32))
+    np.testing.assert_allclose(found, [1, 0.725, 0.4, 0, 0.25, 1, 0.988896, 0.875], atol=2e-4)
+    exact = [continuous_reward(a, b) for a, b in pairs]
+    np.testing.assert_allclose(found, exact, atol=2e-4)

@@ -43,7 +43,7 @@ def test_every_named_config_can_be_drawn(tmp_path):
     tiny = ["digits", "digits_add", "numbers", "digitwise", "digit_steps"]
     configs = {
         "random_calculation": [*tiny, "steps_3"],
-        "worked_calculation": ["steps", "small", "mixed", "mixed_uncorrelated", "forms", "long"],
+        "worked_calculation": ["steps", "small", "larger", "mixed", "mixed_uncorrelated", "forms", "long"],
         "traced_integer": ["runmax", "runsum_static", "median_dynamic", "gcd"],
         "exact_fraction": ["tiny", "small", "medium"],
     }

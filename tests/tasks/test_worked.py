@@ -144,6 +144,19 @@ def test_copies_are_drawn_anew():
     assert abs(both / 40 - 0.75) < share_margin(0.75, 40)
 
 
+def test_leaked_questions_are_those_of_train_with_right_answers_under_another_suffix():
+    sizes = (*SIZES, ("pretrain", 50))
+    spec = SPEC._replace(expressions=SPEC.expressions._replace(sizes=sizes), traced=0.5, wrong_direct=1.0)
+    clean, twin = worked.make_examples(spec), worked.make_examples(spec._replace(leaked=2))
+    assert twin["train"] == clean["train"] and twin["pretrain"][:50] == clean["pretrain"]
+    leaked = twin["pretrain"][50:]
+    assert [e.prompt for e in leaked] == 2 * [e.expression + "." for e in clean["train"]]
+    assert all(e.worked == f"={e.answer}" for e in leaked)
+    assert [e.id for e in twin["pretrain"]] == list(range(50 + 2 * 160))
+    with pytest.raises(ValueError, match="leaked = 2"):
+        worked.check_spec(SPEC._replace(leaked=2))
+
+
 def test_alphabet_knows_every_text():
     chars = tokenizers.make_tokenizer(tokenizers.WORKED_ALPHABET)
     for dials in (dict(answers="long"), dict(traced=0.5, traced_markers=1.0)):

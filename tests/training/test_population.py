@@ -153,3 +153,35 @@ def test_mesh_has_one_axis():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "runs"))
     with pytest.raises(ValueError, match="divides 2 runs"):
         _population({"a": CHAIN}, [[0.5, 1.0]], 0, mesh)
+
+
+def test_several_updates_of_one_rollout_equal_a_loop():
+    arms = {"noisy": CHAIN}
+    hyper = {"learning_rate": jnp.full((1, 2), 0.5, jnp.float32)}
+
+    def make(updates):
+        return populations.make_population(
+            POLICY, arms, lambda h: policy_objective(POLICY), lambda h: optax.sgd(h["learning_rate"]),
+            hyper, np.array([0, 1], np.int32), group_size=4, updates=updates,
+        )  # fmt: skip
+
+    thrice = make(3)
+    state = thrice.init(jax.random.key(3), POLICY.init(jax.random.key(1)))
+    trajectories, ids = thrice.rollout(state, IDS), thrice.per_seed(IDS)
+    rewards = _rewards(trajectories, ids)
+    inputs = (rewards, jnp.ones(rewards.shape, bool), trajectories, {"prompt_id": ids})
+    after, metrics = jax.jit(thrice.update)(state, *inputs)
+    np.testing.assert_array_equal(after.runs.step, [1, 1])
+    assert np.abs(np.asarray(metrics["noisy"]["policy/ratio_max"]) - 1).max() > 1e-3
+    step = make_update_step(policy_objective(POLICY), CHAIN, optax.sgd(0.5))
+    for seed in (0, 1):
+        run, *own = jax.tree.map(lambda leaf: leaf[seed], (state.runs, *inputs))
+        run = run.__class__(**{**vars(run), "chain_state": CHAIN.init()})
+        signal = make_signal(*own[:2], prompt_id=own[3]["prompt_id"], trajectories=own[2])
+        run, signal = step.credit(run, signal)
+        for _ in range(3):
+            run, _ = step.learn(run, signal)
+        expected, found = run.params, jax.tree.map(lambda leaf: leaf[seed], after.runs.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+    with pytest.raises(ValueError, match="updates = 0"):
+        make(0)

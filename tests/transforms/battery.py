@@ -168,6 +168,9 @@ CASES = {
     "majority.answered_reward": Case(lambda: majority.answered_reward()),
     # calibration
     "calibration.lift_low_rewards": Case(lambda: calibration.lift_low_rewards("rate")),
+    "calibration.replace_reward": Case(
+        lambda: calibration.replace_reward("rate", answered="answer_id")
+    ),
     "calibration.warm_up": Case(lambda: calibration.warm_up("rate", steps=1)),
     # refinement
     "refinement.label_refinement": Case(

@@ -25,6 +25,16 @@ def test_low_rewards_are_lifted_and_high_ones_kept():
     np.testing.assert_array_equal(same.rewards, signal.rewards)
 
 
+def test_a_replaced_reward_pays_only_for_answers():
+    signal = make_signal(
+        jnp.asarray([[1.0, 0.0, 1.0]]), pattern=jnp.asarray([[0.1, 0.2, 0.3]]),
+        answer_id=jnp.asarray([[3, 0, 4]], jnp.uint32),
+    )  # fmt: skip
+    after, _ = run(calibration.replace_reward("pattern", answered="answer_id"), signal)
+    np.testing.assert_allclose(after.rewards, [[0.1, 0.0, 0.3]])
+    np.testing.assert_array_equal(after.aux["true_rewards"], signal.rewards)
+
+
 def test_warm_up_ends_after_its_steps():
     signal = make_signal(jnp.asarray([[1.0, 0.0]]), pattern=jnp.asarray([[0.1, 0.2]]))
     transform = calibration.warm_up("pattern", steps=2)

@@ -39,14 +39,32 @@ def _configs() -> list[WorkedCalculationConfig]:
     small = steps.expressions._replace(
         operators=("+", "-"), high=5, sizes=(("train", 256), ("validation", 96), ("pretrain", 512))
     )
+    larger = small._replace(
+        high=7, sizes=(("train", 768), ("validation", 128), ("pretrain", 1024))
+    )
     mixed = WorkedSpec(small, copies=(("pretrain", 4),), traced=0.3, wrong_direct=0.7, traced_markers=1.0)
+    contaminated = WorkedSpec(
+        small._replace(
+            high=9, sizes=(("train", 96), ("validation", 96), ("pretrain", 768))
+        ),
+        traced=0.3,
+        wrong_direct=0.7,
+        copies=(("pretrain", 2),),
+        leaked=12,
+    )
     configs = {
         "steps": ("two steps of + - * over digits, all traced: (3+4)*2:", steps),
         "small": ("two steps of + and - over 0 to 5, all traced: (3+4)-2:", WorkedSpec(small)),
+        "larger": ("as small, over 0 to 7", WorkedSpec(larger)),
         "mixed": ("as small, 30% traced with markers and right, 70% direct, 70% of them wrong", mixed),
         "mixed_uncorrelated": (
             "as mixed, with markers in half of the traced and half of the direct answers",
             mixed._replace(traced_markers=0.5, direct_markers=0.5),
+        ),
+        "contaminated": (
+            "over 0 to 9, pretraining as mixed without markers; it also holds the train split "
+            "12 times with right answers, asked with a dot: (3+4)-2.",
+            contaminated,
         ),
         "forms": (
             "as steps, answers and references in independent forms: 12, 12.0, is 12",
