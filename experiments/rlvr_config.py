@@ -43,8 +43,6 @@ YARDSTICKS = ("start", "start_greedy", "start_best")
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
     check.required(config, "method", "task.dataset", "verifier.fn")
-    if "path" not in config.model:
-        check.required(config, "task.alphabet")
     check.required(config, "optimizer.fn", "loss.fn")
     check.positive(config, *_POSITIVE)
     for path in _NOT_NEGATIVE:
@@ -71,6 +69,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check.at_least(config, "model.lora_rank", 0)
         model_path(config.model.path)
     else:
+        check.required(config, "task.alphabet")
         _check_model(config)
     _check_arms(config)
     _check_rates(config)
