@@ -103,9 +103,7 @@ def make_population(
       ValueError: `runs_at_a_time` < 0, `updates` < 1, or a mesh that does not divide the runs.
     """
     names, members = tuple(arms), int(seed_index.shape[0])
-    _check(runs_at_a_time, mesh, len(names) * members)
-    if updates < 1:
-        raise ValueError(f"updates = {updates}; allowed is >= 1")
+    _check(runs_at_a_time, updates, mesh, len(names) * members)
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
 
@@ -164,7 +162,11 @@ def run_mesh(runs: int) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices[:count]), ("runs",))
 
 
-def _check(runs_at_a_time: int, mesh: jax.sharding.Mesh | None, runs: int) -> None:
+def _check(
+    runs_at_a_time: int, updates: int, mesh: jax.sharding.Mesh | None, runs: int
+) -> None:
+    if updates < 1:
+        raise ValueError(f"updates = {updates}; allowed is >= 1")
     if runs_at_a_time < 0:
         raise ValueError(f"runs_at_a_time = {runs_at_a_time}; allowed is >= 1, or 0 for all")
     if mesh is not None and (len(mesh.axis_names) != 1 or runs % mesh.size):
