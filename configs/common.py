@@ -69,6 +69,29 @@ def rlvr() -> ml_collections.ConfigDict:
     return config
 
 
+def pretrained(config: ml_collections.ConfigDict, path: str) -> None:
+    """Starts from a model of files in place of a network of `config.model`'s sizes.
+
+    Args:
+      config: from `rlvr`.
+      path: a directory as Hugging Face writes it, a .gguf file, or `PACKAGE:FILE`.
+    """
+    config.model = ml_collections.ConfigDict()
+    config.model.path = path
+    config.model.dtype = "float32"  # of activations, or "bfloat16"
+    config.model.param_dtype = "float32"  # or "bfloat16"
+    config.model.lora_rank = 0  # of the adapters that learn; 0: all parameters do
+    config.model.remat = False  # keep only the input of each block for the backward pass
+    config.model.scan = True  # one loop over the blocks: compiles fast
+    config.model.chat = True  # prompts as the model's chat template writes them
+    config.model.system = ""  # message before them
+    config.warm_start = ml_collections.ConfigDict()
+    config.warm_start.steps = 0
+    config.warm_start.split = "train"
+    config.runs_at_a_time = 1  # a run is large
+    del config.task.alphabet  # the tokenizer is the model's
+
+
 def _add_running(config: ml_collections.ConfigDict) -> None:
     """Hyper-parameters, tuning, evaluation, safety, checkpoints."""
     config.hyper = ml_collections.ConfigDict()  # traced: sweeping them costs no compilation
@@ -209,12 +232,13 @@ def smoke(config: ml_collections.ConfigDict) -> None:
     config.steps = 6
     config.prompts_per_step = 4
     config.group_size = 4
-    config.model.width = 16
-    config.model.layers = 1
-    config.model.heads = 2
-    config.model.kv_heads = 1
-    config.model.intermediate = 32
-    config.warm_start.steps = 20
+    if "path" not in config.model:
+        config.model.width = 16
+        config.model.layers = 1
+        config.model.heads = 2
+        config.model.kv_heads = 1
+        config.model.intermediate = 32
+        config.warm_start.steps = 20
     config.tune.steps = 4
     config.tune.seeds = 2
     config.tune.learning_rate = (1e-3,)

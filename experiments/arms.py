@@ -26,7 +26,8 @@ PROVIDED = (
 
 def provided(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """`PROVIDED`, and what the config asks for beside it."""
-    return PROVIDED + (("aux/initial_majority_id",) if config.task.votes else ())
+    votes = ("aux/initial_majority_id",) if config.task.votes else ()
+    return PROVIDED + votes + tuple(f"aux/{name}" for name in config.get("features", ()))
 
 
 def build_arms(

@@ -19,7 +19,7 @@ from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import Prompts, language_policy
 from jaxreward.training import sharding
 from jaxreward.training.config import build
-from jaxreward.training.step import make_update_step, sample_key
+from jaxreward.training.step import make_update_step, map_in_parts, sample_key
 from jaxreward.types import Trajectories, make_signal
 
 
@@ -85,7 +85,7 @@ def programs(job: Job, mesh: Mesh, accumulate: int) -> list[Program]:
         ),
         Program(
             "score",
-            functools.partial(_lower_score, job, mesh, policy, weights),
+            functools.partial(_lower_score, job, mesh, policy, weights, accumulate),
             whole,
             1,
             state,
@@ -190,9 +190,10 @@ def _lower_sample(job: Job, mesh: Mesh, policy, state):
     return jax.jit(sample, out_shardings=where).lower(needed, _prompts(job, mesh))
 
 
-def _lower_score(job: Job, mesh: Mesh, policy, weights):
+def _lower_score(job: Job, mesh: Mesh, policy, weights, accumulate: int):
     def score(params, trajectories):
-        return policy.log_prob(params, trajectories).log_probs
+        own = lambda part: policy.log_prob(params, part).log_probs
+        return map_in_parts(own, trajectories, accumulate)
 
     where = sharding.batch_sharding(mesh)
     return jax.jit(score, out_shardings=where).lower(weights, _trajectories(job, mesh))

@@ -1,5 +1,8 @@
 """What a config of `experiments.rlvr` must satisfy, checked before anything heavy is loaded."""
 
+import importlib.util
+import pathlib
+
 import ml_collections
 
 from jaxreward.training import check
@@ -11,13 +14,6 @@ _POSITIVE = (
     "prompts_per_step",
     "updates_per_rollout",
     "task.prompts",
-    "model.width",
-    "model.layers",
-    "model.heads",
-    "model.kv_heads",
-    "model.intermediate",
-    "warm_start.batch_size",
-    "warm_start.learning_rate",
     "sampler.max_new_tokens",
     "sampler.temperature",
     "hyper.learning_rate",
@@ -30,6 +26,7 @@ _POSITIVE = (
     "safety.max_skipped_in_a_row",
     "checkpoint.every",
 )
+_SIZES = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.intermediate")
 _NOT_NEGATIVE = (
     "warm_start.steps",
     "sampler.top_k",
@@ -64,12 +61,42 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.prompts_per_step = {config.prompts_per_step}; allowed is 1 to task.prompts = "
             f"{config.task.prompts}"
         )
-    _check_model(config)
+    if config.warm_start.steps:
+        check.positive(config, "warm_start.batch_size", "warm_start.learning_rate")
+    if "path" in config.model:
+        check.choice(config, "model.dtype", ("float32", "bfloat16"))
+        check.choice(config, "model.param_dtype", ("float32", "bfloat16"))
+        check.at_least(config, "model.lora_rank", 0)
+        model_path(config.model.path)
+    else:
+        _check_model(config)
     _check_arms(config)
     _check_rates(config)
 
 
+def model_path(text: str) -> pathlib.Path:
+    """Where a pretrained model is: `DIR`, `FILE.gguf`, or `PACKAGE:FILE` of an installed package.
+
+    Raises:
+      ConfigError: there is nothing.
+    """
+    package, colon, inside = text.partition(":")
+    path = pathlib.Path(text)
+    if colon:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(
+                f"config.model.path = {text!r}: the package {package} is not installed; allowed "
+                "are a directory, a .gguf file, and PACKAGE:FILE of one that is"
+            )
+        path = pathlib.Path(spec.submodule_search_locations[0]) / inside
+    if not path.exists():
+        raise ConfigError(f"config.model.path = {text!r}: there is no {path}")
+    return path
+
+
 def _check_model(config: ml_collections.ConfigDict) -> None:
+    check.positive(config, *_SIZES)
     model = config.model
     if model.width % model.heads or (model.width // model.heads) % 2:
         raise ConfigError(

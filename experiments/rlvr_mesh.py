@@ -85,6 +85,7 @@ class _Parts(NamedTuple):
     policy: Any
     step: Any
     group_size: int
+    accumulate: int
     verification: Any
 
 
@@ -97,9 +98,16 @@ def run(config: Any, flags: dict[str, Any]) -> None:
     from jaxreward.training import loop, sharding
 
     mesh = _mesh(flags, config)
+    if config.model.get("lora_rank", 0):
+        raise ConfigError(
+            f"config.model.lora_rank = {config.model.lora_rank}; allowed is 0 on a mesh, where all "
+            "parameters learn"
+        )
     problem = _in_turn(lambda: rlvr_problem.load_problem(config, flags["workdir"]))
-    start = rlvr_problem.warm_start(config, problem)
-    rules = sharding.transformer_rules(problem.network, mesh)
+    rules = sharding.transformer_rules(problem.model.network, mesh)
+    shapes = jax.eval_shape(problem.policy.init, jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh, rules)
+    start = rlvr_problem.warm_start(config, problem, shardings)
     batches = pipeline.make_pipeline(
         problem.train, config.prompts_per_step, seed=config.seed, fingerprint=problem.fingerprint
     )
@@ -108,7 +116,7 @@ def run(config: Any, flags: dict[str, Any]) -> None:
         parts = _parts(config, flags, mesh, problem, verification)
         key = jax.random.key(config.seed)
         state = sharding.sharded_init(parts.step.init, mesh, rules, key, start)
-        reference = jax.device_put(start, sharding.state_shardings(start, mesh, rules))
+        reference = jax.device_put(start, shardings)
         iteration = _iteration(parts, state, reference)
         loop.run_loop(
             lambda state, step: iteration(state, next(iterator)),
@@ -152,23 +160,13 @@ def _in_turn(load):
 
 
 def _parts(config: Any, flags: dict[str, Any], mesh, problem, verification) -> _Parts:
-    from experiments import arms
-    from jaxreward.policies.language import language_policy
-    from jaxreward.tasks import tokenizer
+    from experiments import arms, rlvr_model
     from jaxreward.training import sharding
     from jaxreward.training.config import build
     from jaxreward.training.step import make_update_step
 
-    policy = language_policy(
-        problem.network,
-        max_new_tokens=config.sampler.max_new_tokens,
-        stop_tokens=(tokenizer.EOS,),
-        pad_token=tokenizer.PAD,
-        temperature=config.sampler.temperature,
-        top_k=config.sampler.top_k,
-        top_p=config.sampler.top_p,
-        layout=sharding.language_layout(problem.network, mesh),
-    )
+    layout = sharding.language_layout(problem.model.network, mesh)
+    policy = rlvr_model.make_policy(config, problem.model, layout)
     if config.updates_per_rollout != 1:
         raise ConfigError(
             f"config.updates_per_rollout = {config.updates_per_rollout}; allowed is 1 on a mesh"
@@ -184,7 +182,7 @@ def _parts(config: Any, flags: dict[str, Any], mesh, problem, verification) -> _
         accumulate=flags["accumulate"],
         spike_factor=config.safety.spike_factor,
     )
-    return _Parts(mesh, policy, step, config.group_size, verification)
+    return _Parts(mesh, policy, step, config.group_size, flags["accumulate"], verification)
 
 
 def _iteration(parts: _Parts, state, reference):
@@ -222,11 +220,12 @@ def _iteration(parts: _Parts, state, reference):
 
 
 def _roll_out(parts: _Parts, state, reference, prompts):
-    from jaxreward.training.step import sample_key
+    from jaxreward.training.step import map_in_parts, sample_key
 
     key = sample_key(state)
     trajectories = parts.policy.sample(state.params, key, prompts, parts.group_size)
-    return trajectories, parts.policy.log_prob(reference, trajectories).log_probs
+    score = lambda own: parts.policy.log_prob(reference, own).log_probs
+    return trajectories, map_in_parts(score, trajectories, parts.accumulate)
 
 
 def _learn(parts: _Parts, state, rows, trajectories, scores, verdict):

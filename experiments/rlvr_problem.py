@@ -10,12 +10,11 @@ import ml_collections
 import numpy as np
 import optax
 
+from experiments.rlvr_model import Model, make_policy, open_model
 from experiments.verification import Verification
 from jaxreward.policies import supervised
-from jaxreward.networks.transformer_config import TransformerConfig
-from jaxreward.policies import language
-from jaxreward.tasks import datasets, pipeline, tokenizer
-from jaxreward.training.config import build, resolve
+from jaxreward.tasks import datasets, pipeline
+from jaxreward.training.config import build
 from jaxreward.training.exits import ConfigError
 from jaxreward.types import Policy
 
@@ -28,8 +27,7 @@ class Problem(NamedTuple):
       warm: rows that the warm start is trained on.
       evaluated: rows of the first `config.evaluation.prompts` of its split.
       prompt_types: names behind `prompt_type`.
-      tokenizer: of all texts.
-      network: the policy's network.
+      model: network, tokenizer and weights.
       policy: samples at `config.sampler`.
       fingerprint: of the data.
     """
@@ -38,8 +36,7 @@ class Problem(NamedTuple):
     warm: pipeline.Batch
     evaluated: pipeline.Batch
     prompt_types: tuple[str, ...]
-    tokenizer: tokenizer.Tokenizer
-    network: TransformerConfig
+    model: Model
     policy: Policy
     fingerprint: str
 
@@ -48,37 +45,20 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     """Prepares the data under the workdir and builds the policy."""
     data_dir = pathlib.Path(workdir) / config.task.data_dir
     dataset = datasets.prepare(config.task.dataset, data_dir)
-    chars = tokenizer.make_tokenizer(resolve(config.task.alphabet))
-    splits = pipeline.load_arrays(dataset, chars)
+    model = open_model(config)
+    splits = pipeline.load_arrays(dataset, model.tokenizer, to_prompts=model.to_prompts)
     kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))
     splits["train"] = pipeline.take(splits["train"], kept)
     warm, evaluated = (_split(splits, config, room) for room in ("warm_start", "evaluation"))
     count = min(config.evaluation.prompts, len(evaluated["prompt_id"]))
-    network = TransformerConfig(vocab_size=chars.vocab_size, **config.model.to_dict())
     return Problem(
         train=splits["train"],
         warm=warm,
         evaluated=pipeline.take(evaluated, np.arange(count)),
         prompt_types=dataset.prompt_types,
-        tokenizer=chars,
-        network=network,
-        policy=make_policy(config, network),
+        model=model,
+        policy=make_policy(config, model),
         fingerprint=dataset.fingerprint,
-    )
-
-
-def make_policy(
-    config: ml_collections.ConfigDict, network: TransformerConfig, top_k: int | None = None
-) -> Policy:
-    """The policy at `config.sampler`; `top_k=1` makes it greedy."""
-    return language.language_policy(
-        network,
-        max_new_tokens=config.sampler.max_new_tokens,
-        stop_tokens=(tokenizer.EOS,),
-        pad_token=tokenizer.PAD,
-        temperature=config.sampler.temperature,
-        top_k=config.sampler.top_k if top_k is None else top_k,
-        top_p=config.sampler.top_p,
     )
 
 
@@ -94,18 +74,28 @@ def open_verification(
     config: ml_collections.ConfigDict, problem: Problem
 ) -> Iterator[Verification]:
     """The verifier of `config.verifier`; owns its worker processes."""
-    with build(config.verifier, tokenizer=problem.tokenizer) as verification:
+    with build(config.verifier, tokenizer=problem.model.tokenizer) as verification:
         yield verification
 
 
-def warm_start(config: ml_collections.ConfigDict, problem: Problem) -> Any:
-    """Supervised parameters: the start and the KL reference of every run.
+def warm_start(
+    config: ml_collections.ConfigDict, problem: Problem, shardings: Any = None
+) -> Any:
+    """Pretrained or fresh parameters after supervised updates: the start and the KL reference.
 
     The whole stage is one jitted scan of seconds, so it is repeated rather than restored
     when a run resumes; the same config gives the same bits.
+
+    Args:
+      config: of the run; no updates with `warm_start.steps` 0.
+      problem: from `load_problem`.
+      shardings: where pretrained parameters are to lie, a tree as theirs; None: anywhere.
     """
     settings = config.warm_start
     key = jax.random.fold_in(jax.random.key(config.seed), _WARM_START)
+    loaded = problem.model.load(shardings) if problem.model.load else None
+    if not settings.steps:
+        return jax.jit(problem.policy.init)(key) if loaded is None else loaded
     rows = pipeline.supervised_sequences(pipeline.device_arrays(problem.warm))
     if settings.prompts_too:
         place = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32)[None, :]
@@ -114,7 +104,7 @@ def warm_start(config: ml_collections.ConfigDict, problem: Problem) -> Any:
     batch_size = min(settings.batch_size, count)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     optimizer = optax.adam(schedule)
-    loss_fn = supervised.supervised_loss(problem.network)
+    loss_fn = supervised.supervised_loss(problem.model.network)
 
     def body(carry, step):
         params, opt_state = carry
@@ -125,13 +115,13 @@ def warm_start(config: ml_collections.ConfigDict, problem: Problem) -> Any:
         return (optax.apply_updates(params, updates), opt_state), loss
 
     @jax.jit
-    def run():
-        params = problem.policy.init(key)
+    def run(loaded):
+        params = problem.policy.init(key) if loaded is None else loaded
         start = (params, optimizer.init(params))
         (params, _), losses = jax.lax.scan(body, start, jnp.arange(settings.steps))
         return params, losses
 
-    return run()[0]
+    return run(loaded)[0]
 
 
 _WARM_START = 1 << 20  # far from the steps that other keys are folded with

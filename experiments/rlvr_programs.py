@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from experiments import rlvr_model
+from experiments.features import build_features
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verification
 from jaxreward import masked
@@ -28,7 +30,7 @@ class Context(NamedTuple):
       problem: task and policy.
       arms: reward chain by arm.
       verification: how samples are judged.
-      start: parameters that every run starts from, the KL reference.
+      start: parameters of the policy that every run starts from, the KL reference.
       workdir: folder of the run.
     """
 
@@ -58,11 +60,33 @@ def make_programs(context: Context) -> Programs:
     return Programs(make_step(context), make_evaluate(context))
 
 
+def first_params(context: Context) -> Any:
+    """What every run learns, at its beginning: the start, or adapters that change nothing."""
+    if not context.config.model.get("lora_rank", 0):
+        return context.start
+    policy = rlvr_model.learner(context.config, context.problem.policy, context.start)
+    return policy.init(jax.random.key(context.config.seed))
+
+
 def make_population(
-    context: Context, hyper: dict[str, Any], seed_index: np.ndarray, first_seed: int = 0
+    context: Context,
+    hyper: dict[str, Any],
+    seed_index: np.ndarray,
+    first_seed: int = 0,
+    start: Any = None,
 ) -> Population:
-    """A population with the config's loss and optimizer; `hyper` may be traced."""
-    config, policy = context.config, context.problem.policy
+    """A population with the config's loss and optimizer.
+
+    Args:
+      context: of the run.
+      hyper: `[A, M]` by name, may be traced.
+      seed_index: int32 `[M]`.
+      first_seed: the seed of index 0.
+      start: `context.start` as an argument of the jitted function that this is called in, where
+        it would be too large a constant; default the concrete one.
+    """
+    config, start = context.config, context.start if start is None else start
+    policy = rlvr_model.learner(config, context.problem.policy, start)
 
     def make_loss(own):
         return build(config.loss, policy=policy, kl_coefficient=own["kl_coefficient"])
@@ -87,20 +111,21 @@ def make_population(
 
 
 def make_step(context: Context) -> Callable[..., Any]:
-    """See `Programs.step`.
+    """See `Programs.step`. The state's buffers are donated.
 
     One jitted program where the verifier can be traced, else two with the host between.
     """
-    policy, reference = context.problem.policy, context.start
+    policy = context.problem.policy
+    features = build_features(context.config, context.problem.model.tokenizer)
 
-    def rollout(hyper, state, rows):
-        population = _population(context, hyper)
+    def rollout(hyper, state, rows, reference):
+        population = _population(context, hyper, reference)
         trajectories = population.rollout(state, Prompts(rows["tokens"], rows["lengths"]))
         score = lambda own: policy.log_prob(reference, own).log_probs
         return trajectories, population.each_run(score, trajectories)
 
-    def update(hyper, state, rows, trajectories, reference_log_probs, verdict):
-        population = _population(context, hyper)
+    def update(hyper, state, rows, trajectories, reference_log_probs, verdict, reference):
+        population = _population(context, hyper, reference)
         own = population.per_seed({k: rows[k] for k in _OF_PROMPTS if k in rows})
         aux = {
             **own,
@@ -110,36 +135,38 @@ def make_step(context: Context) -> Callable[..., Any]:
             "reference_id": verdict.reference_id,
             "output_id": jax.vmap(noise.output_id)(trajectories.actions, trajectories.mask),
             "reference_log_probs": reference_log_probs,
+            **{name: jax.vmap(feature)(trajectories) for name, feature in features.items()},
         }
         return population.update(state, verdict.rewards, verdict.mask, trajectories, aux)
 
     return _with_verdicts(context, rollout, update)
 
 
-def _population(context: Context, hyper: dict[str, jax.Array]) -> Population:
+def _population(context: Context, hyper: dict[str, jax.Array], start: Any) -> Population:
     """A population whose members have prompts of their own, `[M, P, ...]`."""
     members = hyper["learning_rate"].shape[1]
-    return make_population(context, hyper, np.arange(members, dtype=np.int32))
+    return make_population(context, hyper, np.arange(members, dtype=np.int32), start=start)
 
 
 def _with_verdicts(context: Context, rollout, update):
     verification, arms = context.verification, len(context.arms)
     of_runs = lambda tile, rows: {name: tile(rows[name], arms) for name in rows}
 
-    def whole(hyper, state, rows):
-        trajectories, scores = rollout(hyper, state, rows)
+    def whole(hyper, state, rows, reference):
+        trajectories, scores = rollout(hyper, state, rows, reference)
         verdict = _verify(verification, trajectories, of_runs(_tile, rows))
-        return update(hyper, state, rows, trajectories, scores, verdict)
+        return update(hyper, state, rows, trajectories, scores, verdict, reference)
 
     if verification.jittable:
-        jitted = jax.jit(whole)
-        return lambda hyper, state, rows: jitted(hyper, state, _numeric(rows))
-    first, second = jax.jit(rollout), jax.jit(update)
+        jitted = jax.jit(whole, donate_argnums=1)
+        return lambda hyper, state, rows: jitted(hyper, state, _numeric(rows), context.start)
+    first, second = jax.jit(rollout), jax.jit(update, donate_argnums=1)
 
     def split(hyper, state, rows):
-        trajectories, scores = first(hyper, state, _numeric(rows))
+        trajectories, scores = first(hyper, state, _numeric(rows), context.start)
         verdict = _verify(verification, trajectories, of_runs(_tile, {"answer": rows["answer"]}))
-        return second(hyper, state, _numeric(rows), trajectories, scores, verdict)
+        own = (hyper, state, _numeric(rows), trajectories, scores, verdict)
+        return second(*own, context.start)
 
     return split
 
@@ -162,13 +189,14 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
     whose verdict is there.
     """
     config, problem, verification = context.config, context.problem, context.verification
-    policy, count, arms = problem.policy, config.evaluation.samples, list(context.arms)
+    count, arms = config.evaluation.samples, list(context.arms)
     rows = jax.tree.map(lambda leaf: leaf[None], problem.evaluated)
     prompts = Prompts(jnp.asarray(rows["tokens"][0]), jnp.asarray(rows["lengths"][0]))
     key = jax.random.key(config.seed + _EVALUATION)
 
     @jax.jit
-    def sample(state):
+    def sample(state, start):
+        policy = rlvr_model.learner(config, problem.policy, start)
         draw = lambda params: policy.sample(params, key, prompts, count)
         runs = state.runs.step.shape[0]
         mesh = populations.run_mesh(runs)
@@ -183,7 +211,7 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
         }
 
     def evaluate(state):
-        trajectories, runs = sample(state), state.runs.step.shape[0]
+        trajectories, runs = sample(state, context.start), state.runs.step.shape[0]
         every = {
             name: np.broadcast_to(column, (runs,) + column.shape[1:])
             for name, column in rows.items()

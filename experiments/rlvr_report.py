@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from experiments import rlvr_curve
 from experiments.rlvr_programs import Context
 from experiments.rlvr_stages import COMPARE, SETTINGS, Stage
 from experiments.rlvr_start import Scores
@@ -35,6 +36,7 @@ def write(
     summary = report.make_summary(config, config.method, seeds, results, claims)
     path = report.write_summary(workdir, summary)
     figure = _draw(context, workdir, lines)
+    curve = rlvr_curve.draw(config, results, TRUE, workdir)
     for setting in SETTINGS:
         print(f"\n{config.method}, {_title(setting)}")
         print(report.text_table(_rows(context, results, lines, setting)))
@@ -44,7 +46,8 @@ def write(
     print("\nclaims (paired over seeds, 95% interval)")
     print(report.text_table(report.claim_rows(claims)))
     print(f"\nverifier: {json.dumps(context.verification.stats())}")
-    print(f"wrote {path}, {figure}, {workdir / COMPARE / 'metrics.jsonl'}")
+    figures_made = ", ".join(str(made) for made in (figure, curve) if made)
+    print(f"wrote {path}, {figures_made}, {workdir / COMPARE / 'metrics.jsonl'}")
     sys.stdout.flush()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.rlvr_programs import Context, Programs, make_population
+from experiments.rlvr_programs import Context, Programs, first_params, make_population
 from jaxreward.tasks import pipeline
 from jaxreward.training import loop
 from jaxreward.training import population as populations
@@ -114,7 +114,7 @@ def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.nd
     key = jax.random.fold_in(jax.random.key(config.seed), stage.first_seed)
     state = loop.run_loop(
         iteration,
-        population.init(key, context.start),
+        population.init(key, first_params(context)),
         loop.Schedule(
             stage.steps,
             save_every=config.checkpoint.every,

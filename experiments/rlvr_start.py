@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import rlvr_problem
+from experiments import rlvr_model
 from experiments.rlvr_config import YARDSTICKS
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verdict, Verification
@@ -70,7 +70,7 @@ def yardsticks(
     if not count:
         return {}
     many = judge(problem, verification, start, problem.evaluated, count, config.seed + 1)
-    greedy = problem._replace(policy=rlvr_problem.make_policy(config, problem.network, top_k=1))
+    greedy = problem._replace(policy=rlvr_model.make_policy(config, problem.model, top_k=1))
     one = judge(greedy, verification, start, problem.evaluated, 1, config.seed)
     return {
         START: _scores(many, lambda values: np.nanmean(values)),

@@ -4,7 +4,7 @@ import pathlib
 
 import ml_collections
 
-from experiments.supervised_config import GREEDY, TRUE
+from experiments.supervised_metrics import GREEDY, TRUE
 from experiments.supervised_training import Found
 from jaxreward.training import figures, report
 

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from experiments.supervised_config import GREEDY, TRUE
+from experiments.supervised_metrics import GREEDY, TRUE
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import language, supervised
 from jaxreward.policies.language import Prompts

@@ -91,7 +91,7 @@ def final_in_jit(
         (`token_match.closeness`), 0 without one. The trusted verdict stays right or wrong.
     """
     ids = lambda text: tuple(tokenizers.encode(tokenizer, [text]).tokens[0, : len(text)].tolist())
-    known = [w for w in worked.WRAPPERS if any(w) and set("".join(w)) <= set(tokenizer.alphabet)]
+    known = [w for w in worked.WRAPPERS if any(w) and _knows(tokenizer, "".join(w))]
     wrappers = [(ids(before), ids(after)) for before, after in known]
     (separator,), end = ids(worked.SEPARATOR), tokenizers.EOS
     match = functools.partial(matching.final_token_match, separator=separator, end=end)
@@ -112,6 +112,14 @@ def final_in_jit(
         return _jit_verdict(seen, true, answers, reference)
 
     yield Verification(True, verify, dict)
+
+
+def _knows(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
+    try:
+        tokenizers.encode(tokenizer, [text])
+    except ValueError:
+        return False
+    return True
 
 
 def _jit_verdict(seen, true, answers: matching.FinalAnswers, reference: matching.FinalAnswers):

@@ -87,8 +87,13 @@ def make_iteration():
 
     names = ("width", "intermediate", "layers", "heads", "kv_heads")
     config = TransformerConfig(SHAPES["vocabulary"], **{name: SHAPES[name] for name in names})
+    mesh = sharding.make_mesh()
     policy = language.language_policy(
-        config, max_new_tokens=SHAPES["new_tokens"], stop_tokens=(2,), pad_token=0
+        config,
+        max_new_tokens=SHAPES["new_tokens"],
+        stop_tokens=(2,),
+        pad_token=0,
+        layout=sharding.language_layout(config, mesh),
     )
     loss = policy_objective(policy, normalize="token")
     step = make_update_step(loss, advantage.grpo(), optax.adamw(1e-4), accumulate=8)
@@ -96,7 +101,6 @@ def make_iteration():
     shape = (SHAPES["prompts"], SHAPES["prompt_length"])
     lengths = jnp.full(shape[:1], shape[1], jnp.int32)
     prompts = language.Prompts(jnp.broadcast_to(tokens[None], shape), lengths)
-    mesh = sharding.make_mesh()
     prompts = jax.device_put(prompts, NamedSharding(mesh, PartitionSpec(sharding.BATCH)))
 
     def iteration(state, prompts):

@@ -101,7 +101,8 @@ def policy_loss(
         product: unbiased but for the truncation, and of high variance).
       weights: >= 0, how often each sample counts; default 1.
 
-    Metrics: `policy/ratio_mean`, `policy/ratio_max`, `policy/clip_fraction` over decisions
+    Metrics: `policy/ratio_mean`, `policy/ratio_max`, the size of its logarithm in nats as
+    `policy/log_ratio_abs_mean` and `_max`, and `policy/clip_fraction` over decisions
     that count; `policy/dead_groups`, share of the groups with a sample that counts whose
     advantages are all 0; with `truncation`, `policy/truncated_fraction`; `loss/weight`, the
     denominator, by which micro-batches are averaged.
@@ -315,9 +316,12 @@ def _old_log_probs(signal: Signal, log_probs: Array, old: str) -> Array:
 
 def _ratio_metrics(surrogate: Surrogate, mask: Array) -> dict[str, jax.Array]:
     ratio = jax.lax.stop_gradient(surrogate.ratio)
+    size = jnp.abs(jnp.log(jnp.where(mask, ratio, 1.0)))
     return {
         "policy/ratio_mean": masked.mean(ratio, mask),
         "policy/ratio_max": masked.maximum(ratio, mask),
+        "policy/log_ratio_abs_mean": masked.mean(size, mask),
+        "policy/log_ratio_abs_max": masked.maximum(size, mask),
         "policy/clip_fraction": masked.mean(surrogate.clipped.astype(jnp.float32), mask),
     }
 

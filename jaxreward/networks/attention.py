@@ -53,9 +53,9 @@ def norm(config: TransformerConfig) -> RMSNorm:
     return RMSNorm(config.norm_epsilon, config.param_dtype, config.norm_offset)
 
 
-def projection(config: TransformerConfig, features: int, use_bias: bool = False) -> nn.Dense:
+def projection(config: TransformerConfig, features: int, use_bias: bool = False) -> dense.Dense:
     """A dense layer of a config."""
-    return dense.dense(features, config.dtype, config.param_dtype, use_bias)
+    return dense.Dense(features, config.dtype, config.param_dtype, use_bias)
 
 
 class Attention(nn.Module):

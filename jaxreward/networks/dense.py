@@ -1,4 +1,7 @@
-"""Dense layers whose gradient needs no transposed copy of the activations."""
+"""Dense layers whose gradient needs no transposed copy of the activations.
+
+Beside its kernel a layer may have a low-rank adapter (`networks.lora`).
+"""
 
 import flax.linen as nn
 import jax
@@ -27,14 +30,35 @@ def _backward(saved, cotangent: jax.Array):
 _product.defvjp(_forward, _backward)
 
 
-def _dot_general(x, kernel, dimension_numbers, precision=None, **options):
-    """The products of `nn.Dense`, which contracts the last axis of `x` with the first."""
-    del dimension_numbers, precision, options
-    return _product(x, kernel)
+class Dense(nn.Module):
+    """`x @ kernel + bias`, plus `(x @ lora_a) @ lora_b` where the parameters have these two.
+
+    Attributes:
+      features: size of the output.
+      dtype: of the product and the output; parameters are cast to it.
+      param_dtype: of the parameters `kernel [D, features]` and `bias [features]`.
+      use_bias: whether there is a bias.
+    """
+
+    features: int
+    dtype: str
+    param_dtype: str
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layer to `[..., D]`."""
+        shape, init = (x.shape[-1], self.features), nn.initializers.lecun_normal()
+        x = x.astype(self.dtype)
+        y = _product(x, self.param("kernel", init, shape, self.param_dtype).astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)
+            y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        if self.has_variable("params", LORA_A):
+            down, up = (self.get_variable("params", name) for name in (LORA_A, LORA_B))
+            y = y + _product(_product(x, down.astype(self.dtype)), up.astype(self.dtype))
+        return y
 
 
-def dense(features: int, dtype: str, param_dtype: str, use_bias: bool = False) -> nn.Dense:
-    """`nn.Dense` with the product above; parameters `kernel [D, features]` and `bias`."""
-    return nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, param_dtype=param_dtype, dot_general=_dot_general
-    )
+LORA_A, LORA_B = "lora_a", "lora_b"
+"""Names of an adapter's two matrices, `[D, rank]` and `[rank, features]`."""

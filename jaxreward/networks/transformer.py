@@ -279,6 +279,17 @@ class Transformer(nn.Module):
         return valid[:, None] & self._near(positions[..., None], slots[None], sliding)
 
 
+def init(config: TransformerConfig, key: jax.Array) -> dict[str, Any]:
+    """Random parameters."""
+    tokens, lengths = jnp.zeros((1, 2), jnp.int32), jnp.full((1,), 2, jnp.int32)
+
+    def everything(module: Transformer):
+        _, cache = module.encode(tokens, lengths)
+        return module.extend(tokens[:, None], lengths, cache), module.head_weight()
+
+    return Transformer(config).init(key, method=everything)["params"]
+
+
 def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters for `scan`: those of all blocks in `blocks`, layers leading."""
     rest = {name: own for name, own in params.items() if not name.startswith("blocks_")}

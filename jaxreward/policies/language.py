@@ -4,6 +4,7 @@ Each prompt is encoded once and shared by its group, in sampling and in scoring:
 tokens go through the network, not `P G (L + S)`.
 """
 
+import functools
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxreward.kernels.linear_log_prob import api as linear
-from jaxreward.networks.transformer import Transformer, empty_cache
+from jaxreward.networks.transformer import Transformer, empty_cache, init
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import sampling
 from jaxreward.pytree import pytree_dataclass
@@ -116,16 +117,6 @@ def language_policy(
     _check(config, decoding)
     network = Transformer(config, layout.stream)
 
-    def init(key: jax.Array) -> Any:
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        lengths = jnp.full((1,), 2, jnp.int32)
-
-        def everything(module):
-            _, cache = module.encode(tokens, lengths)
-            return module.extend(tokens[:, None], lengths, cache), module.head_weight()
-
-        return network.init(key, method=everything)["params"]
-
     def sample(params: Any, key: jax.Array, prompts: Prompts, group_size: int) -> Trajectories:
         return _sample(network, decoding, layout.to_sample(params), key, prompts, group_size)
 
@@ -136,7 +127,7 @@ def language_policy(
         targets = jnp.where(trajectories.mask, trajectories.actions, -1)
         return score(hidden, head, targets, decoding, layout)
 
-    return Policy(init, sample, log_prob)
+    return Policy(functools.partial(init, config), sample, log_prob)
 
 
 def response_hidden(

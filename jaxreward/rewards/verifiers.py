@@ -206,3 +206,19 @@ def _parse(text: str) -> list:
 
 _parse_once = functools.lru_cache(maxsize=4096)(_parse)
 math_verify.preload = lambda: math_verify("\\boxed{\\frac{1}{2}}", "0.5")
+
+
+def math_verify_number(response: str, answer: str) -> bool:
+    """`math_verify` of the last number that a response gives.
+
+    `math_verify` evaluates expressions, so to it a response that only repeats the question `4 + 2`
+    is right.
+
+    Raises:
+      ValueError: see `math_verify`.
+    """
+    number = find_number(response)
+    return number is not None and math_verify(str(number), answer)
+
+
+math_verify_number.preload = math_verify.preload

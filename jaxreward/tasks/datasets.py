@@ -16,7 +16,10 @@ from typing import Any, Iterator, NamedTuple
 from jaxreward.tasks import records
 from jaxreward.tasks.records import Example
 
-NAMES = ("exact_fraction", "random_calculation", "traced_integer", "worked_calculation")
+NAMES = (
+    "exact_fraction", "gsm_symbolic", "random_calculation", "traced_integer",
+    "worked_calculation",
+)  # fmt: skip
 """The data sets: packages of this room with a builder."""
 
 

@@ -6,7 +6,7 @@ inside `jit`, `batch_indices` gives the rows of a step as a pure function of key
 """
 
 import json
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import grain
 import jax
@@ -34,6 +34,7 @@ def load_arrays(
     prompt_length: int | None = None,
     answer_length: int | None = None,
     bos: bool = False,
+    to_prompts: Callable[[list[str]], list[str]] = list,
 ) -> dict[str, Batch]:
     """Every split of a data set as arrays of equal widths.
 
@@ -41,22 +42,34 @@ def load_arrays(
       dataset: from `datasets.prepare`.
       tokenizer: must know every character of the data.
       prompt_length: width `L` of the prompts; None takes the longest of any split.
-      answer_length: width `A` of the answers, `EOS` included; None likewise.
-      bos: put `BOS` before each prompt.
+      answer_length: width `A` of the answers, `eos` included; None likewise.
+      bos: put `bos` before each prompt.
+      to_prompts: from the data's prompts to what the policy reads, such as
+        `pretrained_tokenizer.chat_prompts`.
 
     Raises:
       ValueError: see `datasets.read` and `tokenizer.encode`.
     """
-    splits = {split: datasets.read(dataset, split) for split in dataset.splits}
+    splits = {
+        split: _shown(datasets.read(dataset, split), to_prompts) for split in dataset.splits
+    }
     everything = [example for examples in splits.values() for example in examples]
     if prompt_length is None:
-        prompt_length = max(len(example.prompt) for example in everything) + int(bos)
+        prompts = [example.prompt for example in everything]
+        prompt_length = tokenizers.encode(tokenizer, prompts, bos=bos).tokens.shape[1]
     if answer_length is None:
-        answer_length = 1 + max(max(len(e.answer), len(e.worked)) for e in everything)
+        answers = [text for example in everything for text in (example.answer, example.worked)]
+        answer_length = tokenizers.encode(tokenizer, answers, eos=True).tokens.shape[1]
     return {
         split: encode_examples(examples, tokenizer, prompt_length, answer_length, bos=bos)
         for split, examples in splits.items()
     }
+
+
+def _shown(examples: list[Example], to_prompts: Callable) -> list[Example]:
+    """The examples with the prompts that the policy reads."""
+    prompts = to_prompts([example.prompt for example in examples])
+    return [example._replace(prompt=text) for example, text in zip(examples, prompts, strict=True)]
 
 
 def all_examples(
@@ -90,7 +103,7 @@ def encode_examples(
     Returns:
       `prompt_id`, `prompt_type`, `form`, `steps` int32 `[N]`; `tokens` int32 `[N, L]` padded on
       the right and `lengths` int32 `[N]`; `answer_tokens`, `answer_lengths` and
-      `worked_tokens`, `worked_lengths` likewise with width `A`, `EOS` included; `value`
+      `worked_tokens`, `worked_lengths` likewise with width `A`, `eos` included; `value`
       float64 `[N]`; `prompt`, `answer` arrays of `str` `[N]`.
 
     Raises:

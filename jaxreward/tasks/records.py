@@ -18,7 +18,7 @@ class Example(NamedTuple):
       worked: the answer that supervised training shows; equal in value to `answer`.
       form: how `worked` is written, an index into the data set's names of forms.
       prompt_type: index into the data set's names of types; noise may vary by it.
-      steps: number of binary operations.
+      steps: number of binary operations, 0 where it is not known.
       numerator: of the reduced value, as text (it may exceed 64 bits); carries the sign.
       denominator: of the reduced value, as text, positive.
       value: float64 nearest to the value.

@@ -1,17 +1,21 @@
-"""A character tokenizer: fixed alphabet, three special ids, whole arrays at a time.
+"""Texts as arrays of ids and back, whatever the tokenizer; and one of single characters.
 
-Ids 0, 1, 2 are pad, beginning and end of text; id `3 + i` is character `i` of the alphabet.
+The character tokenizer has a fixed alphabet and three special ids: 0, 1, 2 are pad, beginning
+and end of text; id `3 + i` is character `i`. Those of language models are in
+`tasks.pretrained_tokenizer`.
 """
 
+import functools
 import string
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
 PAD, BOS, EOS = 0, 1, 2
+"""Ids of the character tokenizer."""
 SPECIALS = 3
-"""Number of special ids."""
+"""Their number."""
 
 ALPHABET = string.digits + "+-*/=^().,: {}[]<>\\_'&|%!?$" + string.ascii_lowercase
 """Text arithmetic, LaTeX and plain lower-case instructions: 66 ids with the specials."""
@@ -23,25 +27,38 @@ WORKED_ALPHABET = string.digits + "+-*/=().,: " + string.ascii_lowercase
 """The characters of worked arithmetic in words: 50 ids with the specials."""
 
 INVALID = "\ufffd"
-"""What a special or impossible id inside a text decodes to. No alphabet may hold it."""
+"""What an impossible id inside a text decodes to. No alphabet may hold it."""
 
 
 class Tokenizer(NamedTuple):
-    """The alphabet, in the order of its ids. Build with `make_tokenizer`."""
+    """How texts become ids; `make_tokenizer` or `pretrained_tokenizer.open_pretrained` make one.
 
-    alphabet: str
+    Attributes:
+      vocab_size: number of ids, specials included.
+      pad: id after the end of a row.
+      bos: id that begins a text; None if the vocabulary has none.
+      eos: id that ends a text.
+      stops: ids that end a response, `eos` among them.
+      to_ids: `(texts) -> (ids int32 [N], counts int32 [B])`, those of all texts one after the
+        other; no specials are added.
+      to_texts: `(rows int [B, T], ends int [B]) -> texts` of the first `ends` ids of each row.
+        An impossible id becomes `INVALID`.
+    """
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, specials included."""
-        return SPECIALS + len(self.alphabet)
+    vocab_size: int
+    pad: int
+    bos: int | None
+    eos: int
+    stops: tuple[int, ...]
+    to_ids: Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
+    to_texts: Callable[[np.ndarray, np.ndarray], list[str]]
 
 
 class Encoded(NamedTuple):
     """Texts as ids.
 
     Attributes:
-      tokens: int32 `[B, T]`, `PAD` after each text.
+      tokens: int32 `[B, T]`, `pad` after each text.
       lengths: int32 `[B]`, ids of each text, specials that were asked for included.
     """
 
@@ -50,7 +67,10 @@ class Encoded(NamedTuple):
 
 
 def make_tokenizer(alphabet: str = ALPHABET) -> Tokenizer:
-    """A tokenizer over `alphabet`.
+    """A tokenizer over the characters of `alphabet`.
+
+    Special ids inside a text decode to `INVALID`, so that no sequence of ids with rubbish in it
+    can read as a right answer.
 
     Raises:
       ValueError: the alphabet is empty, repeats a character or holds NUL or U+FFFD.
@@ -63,7 +83,15 @@ def make_tokenizer(alphabet: str = ALPHABET) -> Tokenizer:
     reserved = [c for c in ("\0", INVALID) if c in alphabet]
     if reserved:
         raise ValueError(f"alphabet holds {reserved}, which decoding reserves; leave it out")
-    return Tokenizer(alphabet)
+    return Tokenizer(
+        vocab_size=SPECIALS + len(alphabet),
+        pad=PAD,
+        bos=BOS,
+        eos=EOS,
+        stops=(EOS,),
+        to_ids=functools.partial(_character_ids, alphabet),
+        to_texts=functools.partial(_character_texts, alphabet),
+    )
 
 
 def encode(
@@ -80,15 +108,17 @@ def encode(
       tokenizer: the tokenizer.
       texts: the texts.
       length: ids per row, `T`; None takes the longest row (at least 1).
-      bos: put `BOS` before each text.
-      eos: put `EOS` after each text.
+      bos: put `tokenizer.bos` before each text.
+      eos: put `tokenizer.eos` after each text.
 
     Raises:
-      ValueError: a character is not in the alphabet, or a row is longer than `length`.
+      ValueError: a character is not in the vocabulary, a row is longer than `length`, or the
+        vocabulary has no id that begins a text.
     """
     texts = list(texts)
-    ids = _character_ids(tokenizer, texts)
-    counts = np.array([len(text) for text in texts], np.int32)
+    if bos and tokenizer.bos is None:
+        raise ValueError("bos = True; allowed is False, the vocabulary has no such id")
+    ids, counts = tokenizer.to_ids(texts)
     lengths = counts + np.int32(bos) + np.int32(eos)
     longest = max(1, int(lengths.max(initial=0)))
     length = longest if length is None else length
@@ -97,36 +127,14 @@ def encode(
         raise ValueError(
             f"text {worst[:60]!r} takes {longest} ids; allowed are at most length = {length}"
         )
-    tokens = np.full((len(texts), length), PAD, np.int32)
+    tokens = np.full((len(texts), length), tokenizer.pad, np.int32)
     column = np.arange(length)[None, :] - int(bos)
     tokens[(column >= 0) & (column < counts[:, None])] = ids
     if bos:
-        tokens[:, 0] = BOS
+        tokens[:, 0] = tokenizer.bos
     if eos:
-        tokens[np.arange(len(texts)), lengths - 1] = EOS
+        tokens[np.arange(len(texts)), lengths - 1] = tokenizer.eos
     return Encoded(tokens, lengths)
-
-
-def _character_ids(tokenizer: Tokenizer, texts: list[str]) -> Int[np.ndarray, "N"]:
-    """Ids of all characters of all texts, one after the other."""
-    codes = _code_points("".join(texts))
-    alphabet = _code_points(tokenizer.alphabet)
-    order = np.argsort(alphabet)
-    place = np.searchsorted(alphabet, codes, sorter=order).clip(max=len(alphabet) - 1)
-    index = order[place]
-    unknown = alphabet[index] != codes
-    if unknown.any():
-        character = chr(int(codes[np.argmax(unknown)]))
-        text = next(text for text in texts if character in text)
-        raise ValueError(
-            f"text {text[:60]!r} holds the character {character!r}; allowed are "
-            f"{tokenizer.alphabet!r}"
-        )
-    return (SPECIALS + index).astype(np.int32)
-
-
-def _code_points(text: str) -> Int[np.ndarray, "N"]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
 
 
 def decode(
@@ -136,9 +144,8 @@ def decode(
 ) -> list[str]:
     """Decodes rows of ids, flat in row-major order (`[P, G, S]` gives `P * G` texts).
 
-    A text ends before its first `EOS`, or at its length. Any other special or impossible id
-    inside it becomes `INVALID`, so that no sequence of ids with rubbish in it can read as a
-    right answer; padding at the very end is dropped where no lengths are given.
+    A text ends before the first of `tokenizer.stops`, or at its length; padding at the very
+    end is dropped where no lengths are given.
 
     Args:
       tokenizer: the tokenizer.
@@ -158,16 +165,42 @@ def decode(
     rows = tokens.reshape(int(np.prod(tokens.shape[:-1])), width)
     if rows.size == 0:
         return [""] * rows.shape[0]
-    column = np.arange(width)[None, :]
     if lengths is None:
-        end = width - np.argmax(rows[:, ::-1] != PAD, axis=1)
-        end = np.where((rows != PAD).any(axis=1), end, 0)
+        shown = rows != tokenizer.pad
+        end = np.where(shown.any(axis=1), width - np.argmax(shown[:, ::-1], axis=1), 0)
     else:
         end = np.asarray(lengths).reshape(-1)
-    stop = np.where((rows == EOS).any(axis=1), np.argmax(rows == EOS, axis=1), width)
-    end = np.minimum(end, stop)[:, None]
-    known = (rows >= SPECIALS) & (rows < tokenizer.vocab_size)
-    codes = np.append(_code_points(tokenizer.alphabet), ord(INVALID)).astype(np.uint32)
-    index = np.where(known, rows - SPECIALS, len(tokenizer.alphabet))
-    characters = np.where(column < end, codes[index], np.uint32(0))
+    stops = np.isin(rows, np.array(tokenizer.stops))
+    stop = np.where(stops.any(axis=1), np.argmax(stops, axis=1), width)
+    return tokenizer.to_texts(rows, np.minimum(end, stop))
+
+
+def _character_ids(alphabet: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """See `Tokenizer.to_ids`."""
+    codes, known = _code_points("".join(texts)), _code_points(alphabet)
+    order = np.argsort(known)
+    place = np.searchsorted(known, codes, sorter=order).clip(max=len(known) - 1)
+    index = order[place]
+    unknown = known[index] != codes
+    if unknown.any():
+        character = chr(int(codes[np.argmax(unknown)]))
+        text = next(text for text in texts if character in text)
+        raise ValueError(
+            f"text {text[:60]!r} holds the character {character!r}; allowed are {alphabet!r}"
+        )
+    return (SPECIALS + index).astype(np.int32), np.array([len(t) for t in texts], np.int32)
+
+
+def _code_points(text: str) -> Int[np.ndarray, "N"]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+
+
+def _character_texts(alphabet: str, rows: np.ndarray, ends: np.ndarray) -> list[str]:
+    """See `Tokenizer.to_texts`."""
+    width = rows.shape[1]
+    known = (rows >= SPECIALS) & (rows < SPECIALS + len(alphabet))
+    codes = np.append(_code_points(alphabet), ord(INVALID)).astype(np.uint32)
+    index = np.where(known, rows - SPECIALS, len(alphabet))
+    inside = np.arange(width)[None, :] < ends[:, None]
+    characters = np.where(inside, codes[index], np.uint32(0))
     return np.ascontiguousarray(characters).view(f"<U{width}").ravel().tolist()

@@ -94,8 +94,7 @@ def make_population(
       first_seed: the seed of index 0; disjoint ranges keep tuning and reporting apart.
       accumulate: micro-batches per update.
       spike_factor: see `make_update_step`.
-      updates: optimizer steps per rollout, all on the same advantages: from the second on the
-        policy is no longer the one that sampled, and a clipped objective clips.
+      updates: optimizer steps per rollout, all on the same advantages.
       runs_at_a_time: see `map_runs`.
       mesh: likewise.
 
@@ -103,7 +102,7 @@ def make_population(
       ValueError: `runs_at_a_time` < 0, `updates` < 1, or a mesh that does not divide the runs.
     """
     names, members = tuple(arms), int(seed_index.shape[0])
-    _check(runs_at_a_time, updates, mesh, len(names) * members)
+    _check(runs_at_a_time, mesh, len(names) * members, updates)
     flat_hyper = {name: value.reshape(-1) for name, value in hyper.items()}
     flat_seeds = np.tile(np.asarray(seed_index, np.int32), len(names))
 
@@ -136,8 +135,9 @@ def make_population(
     def update(state, rewards, mask, trajectories, aux):
         inputs = (rewards, mask, trajectories, aux)
         chains, signal, metrics = _credit_all(arms, state, inputs, members)
-        learn = lambda run_hyper, run, own: _repeated(learner(run_hyper).learn, run, own, updates)
-        runs, learned = each_run(learn, flat_hyper, state.runs, signal)
+        learn = lambda knobs, run, own: _repeated(learner(knobs).learn, run, own, updates)
+        trees = (flat_hyper, state.runs, signal)
+        runs, learned = update_runs(learn, *trees, runs_at_a_time, mesh)
         for position, name in enumerate(names):
             own = _runs_of(position, members)
             metrics[name] = {**metrics[name], **{k: v[own] for k, v in learned.items()}}
@@ -163,7 +163,7 @@ def run_mesh(runs: int) -> jax.sharding.Mesh:
 
 
 def _check(
-    runs_at_a_time: int, updates: int, mesh: jax.sharding.Mesh | None, runs: int
+    runs_at_a_time: int, mesh: jax.sharding.Mesh | None, runs: int, updates: int
 ) -> None:
     if updates < 1:
         raise ValueError(f"updates = {updates}; allowed is >= 1")
@@ -187,13 +187,43 @@ def map_runs(function, trees, runs_at_a_time: int, mesh: jax.sharding.Mesh | Non
       mesh: of one axis, over which the runs are split evenly; see `run_mesh`. None: one device.
     """
 
-    def local(*own):
-        count = jax.tree.leaves(own)[0].shape[0]
-        together = _even_part(count, runs_at_a_time or count)
-        if together == count:
-            return jax.vmap(function)(*own)
-        return jax.lax.map(lambda run: function(*run), own, batch_size=together)
+    return _on_devices(lambda *own: _mapped(function, own, runs_at_a_time), trees, mesh)
 
+
+def update_runs(function, hyper, runs, rest, runs_at_a_time: int, mesh) -> tuple[Any, Any]:
+    """`function(hyper, run, rest) -> (run, output)` over all runs, as `map_runs`.
+
+    Where runs go one at a time each is written where it was read, so that the state of all is
+    held once if the caller donates it.
+    """
+
+    def local(hyper, runs, rest):
+        count = jax.tree.leaves(runs)[0].shape[0]
+        if count == 1 or _even_part(count, runs_at_a_time or count) > 1:
+            return _mapped(function, (hyper, runs, rest), runs_at_a_time)
+
+        def body(runs, item):
+            index, own_hyper, own_rest = item
+            take, put = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+            run = jax.tree.map(lambda leaf: take(leaf, index, keepdims=False), runs)
+            run, output = function(own_hyper, run, own_rest)
+            return jax.tree.map(lambda leaf, new: put(leaf, new, index, 0), runs, run), output
+
+        return jax.lax.scan(body, runs, (jnp.arange(count), hyper, rest))
+
+    return _on_devices(local, (hyper, runs, rest), mesh)
+
+
+def _mapped(function, trees, runs_at_a_time: int) -> Any:
+    count = jax.tree.leaves(trees)[0].shape[0]
+    together = _even_part(count, runs_at_a_time or count)
+    if together == count:
+        return jax.vmap(function)(*trees)
+    return jax.lax.map(lambda run: function(*run), trees, batch_size=together)
+
+
+def _on_devices(local, trees, mesh: jax.sharding.Mesh | None) -> Any:
+    """`local` on each device's share of the runs."""
     if mesh is None or mesh.size == 1:
         return local(*trees)
     spec = jax.sharding.PartitionSpec(mesh.axis_names[0])

@@ -114,6 +114,13 @@ def transformer_rules(config: TransformerConfig, mesh: AnyMesh) -> tuple[Rule, .
         Rule(r"attention/o_proj/kernel$", spec(heads, FSDP)),
         Rule(r"(gate|up)_proj/kernel$", spec(FSDP, TENSOR)),
         Rule(r"down_proj/kernel$", spec(TENSOR, FSDP)),
+        Rule(r"attention/[qkv]_proj/lora_a$", spec(FSDP, None)),
+        Rule(r"attention/[qkv]_proj/lora_b$", spec(None, heads)),
+        Rule(r"attention/o_proj/lora_a$", spec(heads, None)),
+        Rule(r"(gate|up)_proj/lora_a$", spec(FSDP, None)),
+        Rule(r"(gate|up)_proj/lora_b$", spec(None, TENSOR)),
+        Rule(r"down_proj/lora_a$", spec(TENSOR, None)),
+        Rule(r"(o|down)_proj/lora_b$", spec(None, FSDP)),
         Rule(r"norm/scale$", spec()),
     )
 

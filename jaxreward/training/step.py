@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreward.pytree import pytree_dataclass
+from jaxreward.training.precision import apply_updates
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal
 
@@ -150,7 +151,7 @@ def _apply(
     good = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(_norm(updates))
     if spike_factor > 0:
         good &= (taken < _SPIKE_WARMUP) | (norm <= spike_factor * mean_norm)
-    new_params = optax.apply_updates(state.params, updates)
+    new_params = apply_updates(state.params, updates)
     params, opt_state = _where(good, (new_params, new_opt_state), (state.params, opt_state))
     # A step without any gradient says nothing about how large gradients are.
     counts = good & (norm > 0)
@@ -210,14 +211,35 @@ def split_prompts(signal: Signal, parts: int) -> Signal:
     Raises:
       ValueError: the number of prompts is not divisible by `parts`.
     """
-    prompts = signal.rewards.shape[0]
+    return _split(signal.replace(metrics={}, rates=None), parts)
+
+
+def map_in_parts(function: Callable[[Any], Any], tree: Any, parts: int) -> Any:
+    """`function(tree)` computed for `parts` micro-batches one after the other.
+
+    Args:
+      function: of a tree with leading axis `[P]` to one with the same leading axis, each prompt
+        for itself, such as the reference's log-probabilities of trajectories.
+      tree: its argument.
+      parts: number of micro-batches, as for `split_prompts`.
+
+    Raises:
+      ValueError: the number of prompts is not divisible by `parts`.
+    """
+    if parts == 1:
+        return function(tree)
+    made = jax.lax.map(function, _split(tree, parts))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1,) + x.shape[2:]), made)
+
+
+def _split(tree: Any, parts: int) -> Any:
+    prompts = jax.tree.leaves(tree)[0].shape[0]
     if prompts % parts:
         raise ValueError(
             f"{prompts} prompts cannot be split into {parts} micro-batches; allowed are divisors"
         )
-    signal = signal.replace(metrics={}, rates=None)
     split = lambda x: x.reshape((prompts // parts, parts) + x.shape[1:])
-    return jax.tree.map(lambda x: jnp.swapaxes(split(x), 0, 1), signal)
+    return jax.tree.map(lambda x: jnp.swapaxes(split(x), 0, 1), tree)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -54,6 +54,39 @@ def class_conditional(
     return stateless(update, _spec("class_conditional", reads))
 
 
+def group_flip(
+    rate: Number, *, persistent: bool = False, seed: int | jax.Array = 0, answered: str = ""
+) -> RewardTransform:
+    """Replaces the rewards `r` in [0, 1] of whole groups by `1 - r`: one draw for all samples.
+
+    With a group baseline a flip negates the advantages of its group, so the expected advantage
+    is `1 - 2 rate` times the clean one (arXiv 2505.22653, the group-wise flips).
+
+    Args:
+      rate: probability that a group is flipped; may be traced.
+      persistent: by prompt and `seed`, so that a flipped prompt stays flipped; else each visit
+        of a prompt draws afresh.
+      seed: of persistent flips.
+      answered: entry of `aux`, `[P, G]`, that is 0 or False for samples without an answer to
+        judge; they keep their reward, because a flip would pay for rubbish. "": none is.
+
+    Raises:
+      ValueError: `rate` is not a probability.
+    """
+    check_rate("rate", rate)
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        keys = _keys(jax.random.key(seed) if persistent else key, signal)
+        draw = jax.vmap(lambda k: jax.random.uniform(k, (), jnp.float32))(keys)
+        flipped = jnp.broadcast_to(_first_axis(draw < rate, signal.rewards.ndim), signal.mask.shape)
+        if answered:
+            given = signal.aux[answered] != 0
+            flipped &= given.reshape(given.shape + (1,) * (signal.rewards.ndim - given.ndim))
+        return _observe(signal, jnp.where(flipped, 1.0 - signal.rewards, signal.rewards))
+
+    return stateless(update, _spec("group_flip", (f"aux/{answered}",) if answered else ()))
+
+
 def symmetric(
     rate: Number, *, fixed_by: str = "draw", seed: int | jax.Array = 0
 ) -> RewardTransform:

@@ -350,6 +350,8 @@ def test_metrics():
     expected = {
         "policy/ratio_mean": 6.5 / 6,
         "policy/ratio_max": 2.0,
+        "policy/log_ratio_abs_mean": 2 * np.log(2.0) / 6,
+        "policy/log_ratio_abs_max": np.log(2.0),
         "policy/clip_fraction": 2 / 6,
         "policy/dead_groups": 0.5,  # the live advantage of the second group does not count
         "loss/weight": 6.0,

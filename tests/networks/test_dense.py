@@ -13,7 +13,7 @@ from jaxreward.networks import dense
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_values_and_gradients_are_those_of_the_plain_layer(shape, use_bias):
     x = jax.random.normal(jax.random.key(0), shape)
-    ours = dense.dense(7, "float32", "float32", use_bias)
+    ours = dense.Dense(7, "float32", "float32", use_bias)
     plain = nn.Dense(7, use_bias=use_bias)
     params = plain.init(jax.random.key(1), x)
 
@@ -27,7 +27,7 @@ def test_values_and_gradients_are_those_of_the_plain_layer(shape, use_bias):
 
 def test_one_program_for_many_members():
     x = jax.random.normal(jax.random.key(0), (4, 3, 5))
-    layer = dense.dense(2, "float32", "float32")
+    layer = dense.Dense(2, "float32", "float32")
     params = jax.vmap(layer.init)(jax.random.split(jax.random.key(1), 4), x)
     grad = jax.grad(lambda params, x: jnp.sum(jnp.tanh(layer.apply(params, x))))
     together = jax.vmap(grad)(params, x)
@@ -38,7 +38,7 @@ def test_one_program_for_many_members():
 
 def test_activations_in_bfloat16_have_float32_parameter_gradients():
     x = jax.random.normal(jax.random.key(0), (6, 5)).astype(jnp.bfloat16)
-    layer = dense.dense(4, "bfloat16", "float32")
+    layer = dense.Dense(4, "bfloat16", "float32")
     params = layer.init(jax.random.key(1), x)
     value = layer.apply(params, x)
     grads = jax.grad(lambda p: jnp.sum(layer.apply(p, x).astype(jnp.float32)))(params)

@@ -20,6 +20,18 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 
 SIZES = dict(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, intermediate=24)
 CONFIG = TransformerConfig(**SIZES)
+GEMMA = TransformerConfig(
+    **SIZES,
+    qk_norm=True,
+    activation="gelu_tanh",
+    query_scalar=3.0,
+    scale_embeddings=True,
+    norm_offset=True,
+    output_norms=True,
+    sliding_layers=(0,),
+    sliding_window=3,
+    sliding_rope_theta=100.0,
+)
 FULL = TransformerConfig(**SIZES, qkv_bias=True, qk_norm=True, rope_scaling=rotary.Llama3Scaling())
 PROMPTS = jnp.asarray([[3, 4, 5, 6], [7, 8, 0, 0], [9, 3, 4, 0]], jnp.int32)
 LENGTHS = jnp.asarray([4, 2, 3], jnp.int32)
@@ -50,7 +62,8 @@ def network(config):
 
 @functools.cache
 def responses():
-    return jax.random.randint(jax.random.key(5), (3, 2, 5), 1, 11, jnp.int32)
+    with jax.ensure_compile_time_eval():
+        return jax.random.randint(jax.random.key(5), (3, 2, 5), 1, 11, jnp.int32)
 
 
 def plain(config, params, tokens):
@@ -158,7 +171,7 @@ def test_padding_of_a_prompt_changes_nothing():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [CONFIG, FULL])
+@pytest.mark.parametrize("config", [CONFIG, FULL, GEMMA])
 def test_decoding_step_by_step_equals_extending_at_once(config):
     params, run = network(config)
     module = Transformer(config)

@@ -197,3 +197,12 @@ def test_math_verify_reads_what_the_tasks_emit(pool):
 
 def test_math_verify_misses_where_the_reference_is_unreadable(pool):
     assert pool.verify("math_verify", ["1"], ["no answer here"]).causes == ("raised",)
+
+
+def test_math_verify_of_the_last_number_is_not_fooled_by_the_question():
+    assert verifiers.math_verify("4 + 2", "6")
+    for response, verdict in {
+        "4 + 2": False, "4 + 2 = 6": True, "The answer is 6.": True, "It is 12/2": True,
+        "6, or 7": False, "six": False, "": False,
+    }.items():  # fmt: skip
+        assert verifiers.math_verify_number(response, "6") is verdict, response

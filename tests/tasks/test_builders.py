@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import jaxreward.tasks.exact_fraction
+import jaxreward.tasks.gsm_symbolic
 import jaxreward.tasks.random_calculation
 import jaxreward.tasks.traced_integer
 import jaxreward.tasks.worked_calculation

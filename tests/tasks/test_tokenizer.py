@@ -44,14 +44,14 @@ def test_decode_agrees_with_a_loop_on_any_ids(rows):
         else:
             row = row[: max((i + 1 for i, token in enumerate(row) if token != PAD), default=0)]
         return "".join(
-            DEFAULT.alphabet[i - 3] if 3 <= i < DEFAULT.vocab_size else INVALID for i in row
+            tokenizers.ALPHABET[i - 3] if 3 <= i < DEFAULT.vocab_size else INVALID for i in row
         )
 
     assert tokenizers.decode(DEFAULT, np.array(rows)) == [plain(row) for row in rows]
 
 
 def test_rubbish_inside_a_text_never_reads_as_an_answer():
-    one, two = 3 + DEFAULT.alphabet.index("1"), 3 + DEFAULT.alphabet.index("2")
+    one, two = 3 + tokenizers.ALPHABET.index("1"), 3 + tokenizers.ALPHABET.index("2")
     rows = np.array(
         [
             [one, PAD, two, EOS, 0],

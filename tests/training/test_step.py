@@ -9,7 +9,12 @@ import pytest
 from jaxreward.losses.policy import policy_objective
 from jaxreward.policies.tabular import tabular_policy
 from jaxreward.training import step as steps
-from jaxreward.training.step import make_update_step, sample_key, split_prompts
+from jaxreward.training.step import (
+    make_update_step,
+    map_in_parts,
+    sample_key,
+    split_prompts,
+)
 from jaxreward.transforms import advantage, base
 from jaxreward.types import Policy, StepScores, Trajectories, make_signal
 
@@ -132,6 +137,14 @@ def test_half_precision_gradients_are_summed_in_float32(key):
 def test_prompts_that_do_not_divide():
     with pytest.raises(ValueError, match="4 prompts cannot be split into 3 micro-batches"):
         split_prompts(make_batch(), 3)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_map_in_parts_is_the_map(parts):
+    tree = {"a": jnp.arange(12.0).reshape(6, 2), "b": jnp.arange(6.0)}
+    columns = lambda t: t["a"] * t["b"][:, None]
+    found = jax.jit(lambda tree: map_in_parts(columns, tree, parts))(tree)
+    np.testing.assert_array_equal(found, columns(tree))
 
 
 def poisoned(signal, where):

@@ -16,6 +16,7 @@ from jaxreward.transforms import (
     advantage,
     appeals,
     base,
+    calibration,
     correction,
     credit,
     exact_correction,
@@ -24,6 +25,7 @@ from jaxreward.transforms import (
     rates,
     rates_calibrated,
     rates_em,
+    refinement,
     sources,
 )
 from jaxreward.transforms.base import RewardTransform, Spec, chain
@@ -130,6 +132,9 @@ CASES = {
         lambda: base.per_prompt(noise.symmetric(0.5), NUM_IDS), draws=True
     ),
     # noise
+    "noise.group_flip": Case(
+        lambda: noise.group_flip(0.5, answered="answer_id"), draws=True
+    ),
     "noise.symmetric": Case(lambda: noise.symmetric(0.5), draws=True),
     "noise.class_conditional": Case(lambda: noise.class_conditional(BY_TYPE), draws=True),
     "noise.class_conditional/aux": Case(
@@ -161,6 +166,19 @@ CASES = {
         lambda axis_name=None: majority.label_reward(leave_out="label_id", axis_name=axis_name)
     ),
     "majority.answered_reward": Case(lambda: majority.answered_reward()),
+    # calibration
+    "calibration.lift_low_rewards": Case(lambda: calibration.lift_low_rewards("rate")),
+    "calibration.replace_reward": Case(
+        lambda: calibration.replace_reward("rate", answered="answer_id")
+    ),
+    "calibration.warm_up": Case(lambda: calibration.warm_up("rate", steps=1)),
+    # refinement
+    "refinement.label_refinement": Case(
+        lambda: refinement.label_refinement(num_prompts=NUM_IDS, start_visit=0, min_slope=-1.0)
+    ),
+    "refinement.label_noise": Case(
+        lambda: refinement.label_noise("active", 0.6, seed=3), draws=True
+    ),
     # rates
     "rates.known": Case(
         lambda axis_name=None: rates.known(sources.constant(0.1, 0.2), axis_name=axis_name)

@@ -1,0 +1,93 @@
+"""Rewards mended by a second signal: the exact checks of arXiv 2505.22653."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.transforms import advantage, calibration, noise
+from jaxreward.types import make_signal
+
+KEY = jax.random.key(0)
+
+
+def run(transform, signal, state=None):
+    return transform.update(KEY, signal, transform.init() if state is None else state)
+
+
+def test_low_rewards_are_lifted_and_high_ones_kept():
+    signal = make_signal(
+        jnp.asarray([[0.2, 0.45, 0.5, 0.8]]), pattern=jnp.asarray([[0.5, 0.1, 0.9, 0.9]])
+    )
+    after, _ = run(calibration.lift_low_rewards("pattern"), signal)
+    np.testing.assert_allclose(after.rewards, [[0.25, 0.46, 0.5, 0.8]], atol=1e-6)
+    same, _ = run(calibration.lift_low_rewards("pattern", weight=0.0), signal)
+    np.testing.assert_array_equal(same.rewards, signal.rewards)
+
+
+def test_a_replaced_reward_pays_only_for_answers():
+    signal = make_signal(
+        jnp.asarray([[1.0, 0.0, 1.0]]), pattern=jnp.asarray([[0.1, 0.2, 0.3]]),
+        answer_id=jnp.asarray([[3, 0, 4]], jnp.uint32),
+    )  # fmt: skip
+    after, _ = run(calibration.replace_reward("pattern", answered="answer_id"), signal)
+    np.testing.assert_allclose(after.rewards, [[0.1, 0.0, 0.3]])
+    np.testing.assert_array_equal(after.aux["true_rewards"], signal.rewards)
+
+
+def test_warm_up_ends_after_its_steps():
+    signal = make_signal(jnp.asarray([[1.0, 0.0]]), pattern=jnp.asarray([[0.1, 0.2]]))
+    transform = calibration.warm_up("pattern", steps=2)
+    state, seen = None, []
+    for _ in range(4):
+        after, state = run(transform, signal, state)
+        seen.append(np.asarray(after.rewards[0]))
+    np.testing.assert_allclose(seen, [[0.1, 0.2], [0.1, 0.2], [1, 0], [1, 0]])
+
+
+def test_a_flipped_group_keeps_what_has_no_answer():
+    signal = make_signal(
+        jnp.asarray([[1.0, 0, 1, 1, 0]]), answer_id=jnp.asarray([[4, 5, 4, 4, 0]], jnp.uint32)
+    )
+    flipped, _ = run(noise.group_flip(1.0, answered="answer_id"), signal)
+    np.testing.assert_array_equal(flipped.rewards, [[0, 1, 0, 0, 0]])
+    kept, _ = run(noise.group_flip(0.0, answered="answer_id"), signal)
+    np.testing.assert_array_equal(kept.rewards, signal.rewards)
+
+
+@pytest.mark.parametrize("rate", [0.4, 0.5])
+def test_flips_scale_the_expected_advantage(rate):
+    """E[A] is 1 - 2 rate times the clean one; the margin is four standard errors."""
+    prompts = 20_000
+    rewards = jnp.broadcast_to(jnp.asarray([1.0, 0, 0, 1]), (prompts, 4))
+    centre = advantage.group_relative(baseline="mean", scale="none")
+    noisy, _ = run(noise.group_flip(rate), make_signal(rewards))
+    found, _ = run(centre, noisy)
+    mean = np.asarray(found.advantages).mean(axis=0)
+    error = 4 * 0.5 / prompts**0.5
+    np.testing.assert_allclose(mean, (1 - 2 * rate) * np.array([0.5, -0.5, -0.5, 0.5]), atol=error)
+
+
+def test_persistent_flips_stay():
+    signal = make_signal(jnp.ones((200, 2)))
+    flip = noise.group_flip(0.5, persistent=True, seed=3)
+    first, _ = flip.update(jax.random.key(1), signal, ())
+    second, _ = flip.update(jax.random.key(2), signal, ())
+    np.testing.assert_array_equal(first.rewards, second.rewards)
+    fresh = noise.group_flip(0.5)
+    other = fresh.update(jax.random.key(1), signal, ())[0].rewards
+    again = fresh.update(jax.random.key(2), signal, ())[0].rewards
+    assert (np.asarray(other) != np.asarray(again)).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: calibration.lift_low_rewards("x", weight=-0.1), "weight = -0.1"),
+        (lambda: calibration.warm_up("x", steps=-1), "steps = -1"),
+        (lambda: noise.group_flip(1.5), "rate = 1.5"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
