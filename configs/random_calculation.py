@@ -6,9 +6,9 @@ held against what the start can already do: its mean, its greedy answer, its bes
 
 Task: two steps of + and - over 0 to 5, written out by a character transformer of two layers.
 The start is trained on other questions than those of the reward; accuracy is that on the
-questions of the reward, whose answers nothing but the reward has shown. The reward is the paper's continuous one; accuracy is exact match. `majority` is the reward of
-arXiv 2504.16084 (the group's own majority as label), `majority_guarded` leaves out prompts
-without a clear one, `majority_incorrect` freezes the start's majority where it is wrong.
+questions of the reward, whose answers nothing but the reward has shown. The reward is the
+paper's continuous one; accuracy is exact match. `majority` is the reward of arXiv 2504.16084
+(the group's own majority as label), `majority_guarded` leaves out prompts without a clear one, `majority_incorrect` freezes the start's majority where it is wrong.
 
 Variants: "chance" starts from a policy that is hardly ever right; "contaminated" and
 "contaminated_single" reward questions whose answers leaked into the start's training behind

@@ -95,7 +95,8 @@ def probe(config: ml_collections.ConfigDict, problem: Problem, start: Any) -> di
 
 
 def _complete(config, problem: Problem, start, prompts: list[str], share: float):
-    parts = [memorization.split_at(prompt, share) for prompt in prompts]
+    # what ends a prompt is format, and a leaked question may have had another one
+    parts = [memorization.split_at(prompt.rstrip(":=. "), share) for prompt in prompts]
     width = problem.train["tokens"].shape[1]
     shown = tokenizers.encode(problem.tokenizer, [before for before, _ in parts], width)
     policy = rlvr_problem.make_policy(config, problem.network, top_k=1)

@@ -124,9 +124,9 @@ def _knows(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
 
 def _jit_verdict(seen, true, answers: matching.FinalAnswers, reference: matching.FinalAnswers):
     def name(own: matching.FinalAnswers):
-        column = jnp.arange(own.tokens.shape[-1])
-        valid = column < own.lengths[..., None]
-        flat = own.tokens.reshape(1, -1, own.tokens.shape[-1]), valid.reshape(1, -1, valid.shape[-1])
+        width = own.tokens.shape[-1]
+        valid = jnp.arange(width) < own.lengths[..., None]
+        flat = (column.reshape(1, -1, width) for column in (own.tokens, valid))
         found = jnp.maximum(noise.output_id(*flat).reshape(own.lengths.shape), jnp.uint32(1))
         return jnp.where(own.lengths > 0, found, jnp.uint32(0))
 

@@ -101,7 +101,9 @@ def check_spec(spec: WorkedSpec) -> None:
     for name in ("worked_forms", "reference_forms"):
         weights = getattr(spec, name)
         if len(weights) != len(FORMS) or min(weights) < 0 or sum(weights) <= 0:
-            raise ValueError(f"{name} = {weights}; allowed are {len(FORMS)} weights, >= 0, not all 0")
+            raise ValueError(
+                f"{name} = {weights}; allowed are {len(FORMS)} weights, >= 0, not all 0"
+            )
     if spec.answers not in ("short", "long"):
         raise ValueError(f"answers = {spec.answers!r}; allowed are 'short' and 'long'")
     sizes = dict(spec.expressions.sizes)

@@ -42,21 +42,17 @@ def _configs() -> list[WorkedCalculationConfig]:
     larger = small._replace(
         high=7, sizes=(("train", 768), ("validation", 128), ("pretrain", 1024))
     )
-    mixed = WorkedSpec(small, copies=(("pretrain", 4),), traced=0.3, wrong_direct=0.7, traced_markers=1.0)
-    contaminated = WorkedSpec(
-        small._replace(
-            high=9, sizes=(("train", 96), ("validation", 96), ("pretrain", 768))
-        ),
-        traced=0.3,
-        wrong_direct=0.7,
-        copies=(("pretrain", 2),),
-        leaked=12,
+    some_traced = WorkedSpec(small, traced=0.3, wrong_direct=0.7)
+    mixed = some_traced._replace(copies=(("pretrain", 4),), traced_markers=1.0)
+    apart = small._replace(
+        high=9, sizes=(("train", 96), ("validation", 96), ("pretrain", 768))
     )
+    contaminated = some_traced._replace(expressions=apart, copies=(("pretrain", 2),), leaked=12)
     configs = {
         "steps": ("two steps of + - * over digits, all traced: (3+4)*2:", steps),
         "small": ("two steps of + and - over 0 to 5, all traced: (3+4)-2:", WorkedSpec(small)),
         "larger": ("as small, over 0 to 7", WorkedSpec(larger)),
-        "mixed": ("as small, 30% traced with markers and right, 70% direct, 70% of them wrong", mixed),
+        "mixed": ("as small, 30% traced with markers, 70% direct, 70% of these wrong", mixed),
         "mixed_uncorrelated": (
             "as mixed, with markers in half of the traced and half of the direct answers",
             mixed._replace(traced_markers=0.5, direct_markers=0.5),
