@@ -98,14 +98,13 @@ def _complete(config, problem: Problem, start, prompts: list[str], share: float)
     # what ends a prompt is format, and a leaked question may have had another one
     parts = [memorization.split_at(prompt.rstrip(":=. "), share) for prompt in prompts]
     width = problem.train["tokens"].shape[1]
-    shown = tokenizers.encode(problem.tokenizer, [before for before, _ in parts], width)
-    policy = rlvr_problem.make_policy(config, problem.network, top_k=1)
+    tokenizer = problem.model.tokenizer
+    shown = tokenizers.encode(tokenizer, [before for before, _ in parts], width)
+    policy = rlvr_model.make_policy(config, problem.model, top_k=1)
     rows = Prompts(jnp.asarray(shown.tokens), jnp.asarray(shown.lengths))
     draw = jax.jit(policy.sample, static_argnums=3)
     written = draw(start, jax.random.key(config.seed), rows, 1)
-    texts = tokenizers.decode(
-        problem.tokenizer, np.asarray(written.outputs), np.asarray(written.lengths)
-    )
+    texts = tokenizers.decode(tokenizer, np.asarray(written.outputs), np.asarray(written.lengths))
     return memorization.completion(texts, [after for _, after in parts])
 
 

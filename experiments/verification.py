@@ -125,7 +125,8 @@ def _knows(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
 def _jit_verdict(seen, true, answers: matching.FinalAnswers, reference: matching.FinalAnswers):
     def name(own: matching.FinalAnswers):
         width = own.tokens.shape[-1]
-        valid = jnp.arange(width) < own.lengths[..., None]
+        column = jax.lax.broadcasted_iota(jnp.int32, own.tokens.shape, own.tokens.ndim - 1)
+        valid = column < own.lengths[..., None]
         flat = (column.reshape(1, -1, width) for column in (own.tokens, valid))
         found = jnp.maximum(noise.output_id(*flat).reshape(own.lengths.shape), jnp.uint32(1))
         return jnp.where(own.lengths > 0, found, jnp.uint32(0))

@@ -74,10 +74,12 @@ def test_impossible_values_are_refused(change, message):
 
 def test_arms_and_claims_are_checked():
     config = config_lib.load_config(CONFIG)
-    config.arms.half.loudness = 2
+    with config.unlocked():
+        config.arms.half.loudness = 2
     with pytest.raises(ConfigError, match="arms.half changes 'loudness'"):
         supervised.validate(config)
     config = config_lib.load_config(CONFIG)
-    del config.arms["half"]
+    with config.unlocked():
+        del config.arms["half"]
     with pytest.raises(ConfigError, match="half"):
         supervised.validate(config)
