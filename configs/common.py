@@ -92,6 +92,39 @@ def pretrained(config: ml_collections.ConfigDict, path: str) -> None:
     del config.task.alphabet  # the tokenizer is the model's
 
 
+def mixed_calculation(config: ml_collections.ConfigDict, data: str = "mixed") -> None:
+    """Two steps of + and -, from a start that works some out with marker words and guesses others.
+
+    Args:
+      config: from `rlvr`.
+      data: "mixed" (what is worked out is right more often) or "mixed_uncorrelated".
+    """
+    config.task.dataset = f"worked_calculation/{data}"
+    config.task.alphabet = "jaxreward.tasks.tokenizer:WORKED_ALPHABET"
+    config.task.prompts = 256
+    config.warm_start.split = "pretrain"
+    config.warm_start.steps = 300
+    config.sampler.max_new_tokens = 26
+    config.verifier.fn = "experiments.verification:final_in_jit"
+    config.verifier.tolerant = True
+    config.evaluation.split = "validation"
+    config.evaluation.prompts = 96
+    config.evaluation.start_samples = 16
+
+
+def pattern_reward(config: ml_collections.ConfigDict) -> None:
+    """Asks for `aux/pattern_reward`, distinct marker words of `mixed_calculation`'s traces."""
+    config.features = ml_collections.ConfigDict()  # of the responses: aux/<name>
+    config.features.pattern_reward = ml_collections.ConfigDict(
+        dict(
+            fn="experiments.features:patterns",
+            phrases=("so ", "thus ", "wait "),
+            saturation=3,
+            ngram=8,
+        )
+    )
+
+
 def _add_running(config: ml_collections.ConfigDict) -> None:
     """Hyper-parameters, tuning, evaluation, safety, checkpoints."""
     config.hyper = ml_collections.ConfigDict()  # traced: sweeping them costs no compilation

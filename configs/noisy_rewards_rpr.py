@@ -18,7 +18,6 @@ import ml_collections
 from configs import common
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-MARKERS = ("so ", "thus ", "wait ")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -28,17 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = common.rlvr()
     config.method = "noisy_rewards_rpr" + ("_uncorrelated" if arg == "uncorrelated" else "")
     data = "mixed_uncorrelated" if arg == "uncorrelated" else "mixed"
-    config.task.dataset = f"worked_calculation/{data}"
-    config.task.alphabet = "jaxreward.tasks.tokenizer:WORKED_ALPHABET"
-    config.task.prompts = 256
-    config.warm_start.split = "pretrain"
-    config.warm_start.steps = 300
-    config.sampler.max_new_tokens = 26
-    config.verifier.fn = "experiments.verification:final_in_jit"
-    config.verifier.tolerant = True
-    config.evaluation.split = "validation"
-    config.evaluation.prompts = 96
-    config.evaluation.start_samples = 16
+    common.mixed_calculation(config, data)
     config.seeds = 3
     config.steps = 60
     config.hyper.kl_coefficient = 0.02
@@ -56,10 +45,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def _add_arms(config: ml_collections.ConfigDict, arg: str) -> None:
     room = "jaxreward.transforms"
-    config.features = ml_collections.ConfigDict()  # of the responses: aux/<name>
-    config.features.pattern_reward = ml_collections.ConfigDict(
-        dict(fn="experiments.features:patterns", phrases=MARKERS, saturation=3, ngram=8)
-    )
+    common.pattern_reward(config)
     pieces = {
         "grpo": dict(fn=f"{room}.advantage:grpo"),
         "use_patterns": dict(
