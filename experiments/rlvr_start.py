@@ -86,24 +86,24 @@ def probe(config: ml_collections.ConfigDict, problem: Problem, start: Any) -> di
     `config.evaluation.prefixes` and `of` "train" and "evaluated"; empty without prefixes.
     """
     found: dict[str, float] = {}
+    draw = jax.jit(rlvr_model.make_policy(config, problem.model, top_k=1).sample, static_argnums=3)
+    key = jax.random.key(config.seed)
+    write = lambda rows: draw(start, key, rows, 1)
     for share in config.evaluation.prefixes:
         for of, rows in (("train", problem.train), ("evaluated", problem.evaluated)):
-            done = _complete(config, problem, start, list(rows["prompt"]), share)
+            done = _complete(write, problem, list(rows["prompt"]), share)
             found[f"probe/exact_match_{share}_{of}"] = done.exact_match
             found[f"probe/rouge_l_{share}_{of}"] = done.rouge_l
     return found
 
 
-def _complete(config, problem: Problem, start, prompts: list[str], share: float):
+def _complete(write, problem: Problem, prompts: list[str], share: float):
     # what ends a prompt is format, and a leaked question may have had another one
     parts = [memorization.split_at(prompt.rstrip(":=. "), share) for prompt in prompts]
     width = problem.train["tokens"].shape[1]
     tokenizer = problem.model.tokenizer
     shown = tokenizers.encode(tokenizer, [before for before, _ in parts], width)
-    policy = rlvr_model.make_policy(config, problem.model, top_k=1)
-    rows = Prompts(jnp.asarray(shown.tokens), jnp.asarray(shown.lengths))
-    draw = jax.jit(policy.sample, static_argnums=3)
-    written = draw(start, jax.random.key(config.seed), rows, 1)
+    written = write(Prompts(jnp.asarray(shown.tokens), jnp.asarray(shown.lengths)))
     texts = tokenizers.decode(tokenizer, np.asarray(written.outputs), np.asarray(written.lengths))
     return memorization.completion(texts, [after for _, after in parts])
 

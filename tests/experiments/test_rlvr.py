@@ -1,6 +1,7 @@
 """The main runner, end to end on seconds-sized configs, and its parts."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,22 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common, random_calculation
 from experiments import rlvr_config, rlvr_stages, verification
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ("configs/noise_corrected_grpo.py", "configs/noisy_verifier.py")
+
+
+def run(*flags):
+    """The command line, compiled without optimizations."""
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.rlvr", *flags],
+        cwd=ROOT, env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A whole run of the smallest variant."""
     workdir = tmp_path_factory.mktemp("rlvr") / "run"
-    command = [sys.executable, "-m", "experiments.rlvr"]
-    command += ["--config=configs/noise_corrected_grpo.py:fault", f"--workdir={workdir}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = run("--config=configs/noise_corrected_grpo.py:fault", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr[-2000:]
     return workdir, done
 
@@ -183,21 +194,26 @@ def test_variants_of_random_calculation_are_valid(variant):
     rlvr_config.validate(config_lib.load_config(str(ROOT / "configs/random_calculation.py") + variant))
 
 
+def twin(arg=""):
+    """The contaminated config, two arms, as small as can be."""
+    config = random_calculation.get_config("contaminated")
+    common.smoke(config)
+    common.keep_arms(config, ("correct", "random"))
+    config.steps, config.seeds, config.prompts_per_step, config.group_size = 2, 1, 2, 2
+    config.tune.steps, config.tune.seeds, config.tune.kl_coefficient = 1, 1, (0.1, 0.2)
+    config.warm_start.steps, config.evaluation.every, config.evaluation.prompts = 2, 2, 4
+    config.evaluation.start_samples, config.task.votes, config.task.prompts = 2, 2, 4
+    return config
+
+
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """The contaminated twin in seconds: votes, yardsticks, probe and several updates."""
-    workdir = tmp_path_factory.mktemp("twin") / "run"
-    command = [sys.executable, "-m", "experiments.rlvr"]
-    command += ["--config=configs/random_calculation.py:contaminated", f"--workdir={workdir}"]
-    small = dict(steps=2, prompts_per_step=2, group_size=2, seeds=1)
-    small |= {"tune.steps": 1, "tune.seeds": 1, "tune.learning_rate": "(1e-4,)"}
-    small |= {"warm_start.steps": 2, "evaluation.every": 2, "evaluation.prompts": 4}
-    small |= {"evaluation.start_samples": 2, "task.votes": 2, "model.width": 16, "model.layers": 1}
-    small |= {"model.heads": 2, "model.kv_heads": 1, "model.intermediate": 16, "task.prompts": 4}
-    command += [f"--config.{key}={value}" for key, value in small.items()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    root = tmp_path_factory.mktemp("twin")
+    (root / "twin.py").write_text("from tests.experiments.test_rlvr import twin as get_config\n")
+    done = run(f"--config={root / 'twin.py'}", f"--workdir={root / 'run'}")
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((workdir / "summary.json").read_text()), done
+    return json.loads((root / "run/summary.json").read_text()), done
 
 
 def test_what_the_start_can_do_is_in_the_summary(probed):

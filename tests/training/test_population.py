@@ -17,6 +17,8 @@ from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage, base, noise, sources
 from jaxreward.types import make_signal
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 POLICY = tabular.tabular_policy(5, 4)
 IDS = jnp.asarray([[0, 1, 2], [2, 3, 4]], jnp.int32)  # [seeds, P]
 CHAIN = base.chain(noise.class_conditional(sources.constant(0.1, 0.2)), advantage.rloo())
