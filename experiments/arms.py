@@ -5,6 +5,7 @@ from typing import Sequence
 import jax.numpy as jnp
 import ml_collections
 
+from experiments import answer_scores
 from jaxreward import masked
 from jaxreward.training.config import build
 from jaxreward.training.exits import ConfigError
@@ -27,7 +28,9 @@ PROVIDED = (
 def provided(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """`PROVIDED`, and what the config asks for beside it."""
     votes = ("aux/initial_majority_id",) if config.task.votes else ()
-    return PROVIDED + votes + tuple(f"aux/{name}" for name in config.get("features", ()))
+    scores = answer_scores.PROVIDED if config.get("likelihood") else ()
+    asked = (*config.get("features", ()), *scores)
+    return PROVIDED + votes + tuple(f"aux/{name}" for name in asked)
 
 
 def build_arms(

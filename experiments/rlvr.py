@@ -18,13 +18,15 @@ import ml_collections
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Runs all stages. `config` has passed `rlvr_config.validate`."""
     from experiments import arms as arms_lib  # heavy imports only once the config is good
-    from experiments import rlvr_problem, rlvr_programs, rlvr_report, rlvr_stages, rlvr_start
+    from experiments import answer_scores, rlvr_problem, rlvr_programs, rlvr_report
+    from experiments import rlvr_stages, rlvr_start
 
     arms = arms_lib.build_arms(config, arms_lib.provided(config))
     problem = rlvr_problem.load_problem(config, workdir)
     start = rlvr_problem.warm_start(config, problem)
     with rlvr_problem.open_verification(config, problem) as verification:
         problem = rlvr_start.with_votes(config, problem, verification, start)
+        problem = answer_scores.with_base_scores(config, problem, start)
         scores = rlvr_start.yardsticks(config, problem, verification, start)
         probed = rlvr_start.probe(config, problem, start)
         if probed:

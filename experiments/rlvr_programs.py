@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import rlvr_model
+from experiments import answer_scores, rlvr_model
 from experiments.features import build_features
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verification
@@ -117,6 +117,7 @@ def make_step(context: Context) -> Callable[..., Any]:
     """
     policy = context.problem.policy
     features = build_features(context.config, context.problem.model.tokenizer)
+    scorer = answer_scores.make_scorer(context.config, context.problem)
 
     def rollout(hyper, state, rows, reference):
         population = _population(context, hyper, reference)
@@ -126,9 +127,11 @@ def make_step(context: Context) -> Callable[..., Any]:
 
     def update(hyper, state, rows, trajectories, reference_log_probs, verdict, reference):
         population = _population(context, hyper, reference)
-        own = population.per_seed({k: rows[k] for k in _OF_PROMPTS if k in rows})
+        own = population.per_seed(rows)
+        scores = scorer(population, state, reference, trajectories, own) if scorer else {}
         aux = {
-            **own,
+            **{name: own[name] for name in _OF_PROMPTS if name in own},
+            **scores,
             "true_rewards": verdict.true_rewards,
             "output_form": verdict.form,
             "answer_id": verdict.answer_id,
@@ -228,7 +231,7 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
 _EVALUATION = 1 << 21
 
 
-_OF_PROMPTS = ("prompt_id", "prompt_type", "initial_majority_id")
+_OF_PROMPTS = ("prompt_id", "prompt_type", "initial_majority_id", *answer_scores.BASE)
 _TOKENS = ("tokens", "lengths", "answer_tokens", "answer_lengths")
 
 

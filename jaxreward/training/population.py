@@ -249,7 +249,9 @@ def _place(state: PopulationState, mesh: jax.sharding.Mesh | None) -> Population
     return PopulationState(place(state.runs, split), place(state.chains, whole))
 
 
-_LEARNED_FROM = ("prompt_id", "reference_log_probs", "old_log_probs")
+_LEARNED_FROM = (
+    "prompt_id", "reference_log_probs", "old_log_probs", "spliced", "answer_weights"
+)  # fmt: skip
 
 
 def _runs_of(position: int, members: int) -> slice:

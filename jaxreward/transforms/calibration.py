@@ -91,3 +91,30 @@ def warm_up(second: str, *, steps: int) -> RewardTransform:
     writes = ("rewards", "aux/true_rewards")
     spec = Spec("warm_up", "calibration", reads, writes, reward_map="nonlinear")
     return RewardTransform(lambda: jnp.zeros((), jnp.int32), update, spec)
+
+
+def blend(second: str, *, weight: Number = 0.1) -> RewardTransform:
+    """`(1 - weight)` of the reward and `weight` of a second signal, such as a format flag.
+
+    Affine in the reward only where the second signal is the same for a group (RLPR section 3.1,
+    weight 0.1).
+
+    Args:
+      second: entry of `aux`, `[P, G]`; numbers or booleans.
+      weight: in [0, 1]; 0 changes nothing. May be traced.
+
+    Raises:
+      ValueError: a weight outside [0, 1].
+    """
+    check_number("weight", weight, lambda value: (value >= 0) & (value <= 1), "[0, 1]")
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        signal = keep_true_rewards(signal)
+        other = jnp.asarray(signal.aux[second], jnp.float32)
+        mixed = (1 - weight) * signal.rewards + weight * other
+        return signal.replace(rewards=jnp.where(signal.mask, mixed, 0.0))
+
+    reads = ("rewards", "mask", f"aux/{second}")
+    writes = ("rewards", "aux/true_rewards")
+    return stateless(update, Spec("blend", "calibration", reads, writes, reward_map="nonlinear"))
