@@ -76,10 +76,12 @@ def reference_likelihood(
         if own_gradient:
             weights = gradient_weights(log_probs, inside & valid[..., None], kind)
             signal = signal.with_aux(answer_weights=weights)
+        given = signal.mask
         signal = signal.replace(rewards=jnp.where(mask, rewards, 0.0), mask=mask)
         return signal.with_metrics(
             likelihood__reward=masked.mean(rewards, mask),
-            likelihood__valid=masked.mean(valid.astype(jnp.float32), signal.mask | valid),
+            likelihood__valid=masked.mean(valid.astype(jnp.float32), given),
+            likelihood__mean_log_prob=_mean_log_prob(signal),
         )
 
     base = ("aux/base_log_probs", "aux/base_mask") if debias else ()
@@ -106,7 +108,10 @@ def jepo_advantage(*, own_gradient: bool = True) -> RewardTransform:
         signal = signal.replace(
             rewards=jnp.where(valid, total, 0.0), mask=valid, advantages=found.advantages
         )
-        return signal.with_metrics(likelihood__reward=jnp.mean(found.rewards))
+        return signal.with_metrics(
+            likelihood__reward=jnp.mean(found.rewards),
+            likelihood__mean_log_prob=_mean_log_prob(signal),
+        )
 
     written = ("advantages",) + (("aux/answer_weights",) if own_gradient else ())
     return stateless(update, _spec("jepo_advantage", (), written))
@@ -128,7 +133,11 @@ def nover_reward() -> RewardTransform:
         valid = signal.mask & _valid(signal)
         found = nover(mean, _reasoning_length(inside), valid)
         total = found.reasoning + found.efficiency + valid.astype(jnp.float32)
-        return signal.replace(rewards=jnp.where(valid, total, 0.0))
+        signal = signal.replace(rewards=jnp.where(valid, total, 0.0))
+        return signal.with_metrics(
+            likelihood__reward=masked.mean(total, valid),
+            likelihood__mean_log_prob=_mean_log_prob(signal),
+        )
 
     return stateless(update, _spec("nover_reward", ("aux/answer_reference_log_probs",)))
 
@@ -259,6 +268,12 @@ def _log_mean_exp(scores: Array, number: Array) -> Array:
 
 def _valid(signal: Signal) -> Bool[Array, "P G"]:
     return signal.aux["answer_valid"] > 0
+
+
+def _mean_log_prob(signal: Signal) -> Float[Array, ""]:
+    """Of the answers' tokens behind valid responses, in nats."""
+    inside = signal.aux["answer_mask"] & _valid(signal)[..., None]
+    return masked.mean(signal.aux["answer_log_probs"], inside)
 
 
 def _reasoning_length(inside: Bool[Array, "P G T"]) -> Int[Array, "P G"]:

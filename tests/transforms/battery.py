@@ -20,12 +20,14 @@ from jaxreward.transforms import (
     correction,
     credit,
     exact_correction,
+    likelihood,
     majority,
     noise,
     rates,
     rates_calibrated,
     rates_em,
     refinement,
+    selection,
     sources,
 )
 from jaxreward.transforms.base import RewardTransform, Spec, chain
@@ -172,6 +174,22 @@ CASES = {
         lambda: calibration.replace_reward("rate", answered="answer_id")
     ),
     "calibration.warm_up": Case(lambda: calibration.warm_up("rate", steps=1)),
+    "calibration.blend": Case(lambda: calibration.blend("rate")),
+    # likelihood
+    "likelihood.reference_likelihood": Case(
+        lambda: likelihood.reference_likelihood("mean_prob", debias=True)
+    ),
+    "likelihood.reference_likelihood/log": Case(
+        lambda: likelihood.reference_likelihood("log_prob", own_gradient=True, invalid="missing")
+    ),
+    "likelihood.jepo_advantage": Case(lambda: likelihood.jepo_advantage()),
+    "likelihood.nover_reward": Case(lambda: likelihood.nover_reward()),
+    # selection
+    "selection.spread_filter": Case(
+        lambda axis_name=None: selection.spread_filter(
+            record_from=1, start=2, axis_name=axis_name
+        )
+    ),
     # refinement
     "refinement.label_refinement": Case(
         lambda: refinement.label_refinement(num_prompts=NUM_IDS, start_visit=0, min_slope=-1.0)
@@ -304,6 +322,13 @@ def make_signal(seed: int, prompts: int, dense: bool = False) -> Signal:
         "appeal_probability": np.full(shape, 0.6, np.float32),
         "verdicts": (rng.random((prompts, GROUP, 3)) < 0.6).astype(np.float32),
         "step_ends": ends.astype(np.int32),
+        "answer_log_probs": -rng.random((prompts, GROUP, STEPS)).astype(np.float32),
+        "answer_reference_log_probs": -rng.random((prompts, GROUP, STEPS)).astype(np.float32),
+        "answer_mask": np.broadcast_to(np.arange(STEPS) > 1, (prompts, GROUP, STEPS)),
+        "answer_valid": (rng.random(shape[:2]) < 0.8).astype(np.float32),
+        "answer_weights": np.zeros((prompts, GROUP, STEPS), np.float32),
+        "base_log_probs": -rng.random((prompts, STEPS)).astype(np.float32),
+        "base_mask": np.broadcast_to(np.arange(STEPS) > 2, (prompts, STEPS)),
     }
     return Signal(
         rewards=jnp.asarray(rewards, jnp.float32),
