@@ -33,10 +33,11 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "false_negatives": lambda: 10,
     "false_positives": lambda: 10,
     "k": lambda: 2,
-    "kind": lambda: "active",
+    "label_noise.kind": lambda: "active",
     "negative_share": lambda: 0.1,
     "num_prompts": lambda: 2,
     "rate": lambda: 0.1,
+    "reference_likelihood.kind": lambda: "mean_prob",
     "second": lambda: "second",
     "source": lambda: sources.constant(0.1, 0.2),
     "std": lambda: 0.1,
@@ -47,7 +48,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "values": lambda: (0.0, 1.0),
     "verifiers": lambda: 3,
 }
-"""Values of arguments without a default, by name."""
+"""Values of arguments without a default, by name or by `factory.name`."""
 
 COMBINATORS = ("chain", "identity", "stateless", "where", "record", "per_prompt")
 """Factories of `transforms.base`: what they read and write is that of their parts."""
@@ -95,9 +96,11 @@ def example(name: str, factory: Callable[..., RewardTransform]) -> RewardTransfo
     values = {}
     for argument in inspect.signature(factory).parameters.values():
         if argument.default is inspect.Parameter.empty:
-            if argument.name not in EXAMPLES:
+            own = f"{factory.__name__}.{argument.name}"
+            found = EXAMPLES.get(own, EXAMPLES.get(argument.name))
+            if found is None:
                 raise ValueError(f"{name} needs {argument.name!r}, of which there is no example")
-            values[argument.name] = EXAMPLES[argument.name]()
+            values[argument.name] = found()
     return factory(**values)
 
 
