@@ -1,0 +1,158 @@
+"""The noise bench: its noises are what they say, its rows are compared fairly, users' rows work."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import noise_bench as bench_config
+from experiments import noise_bench, noise_bench_report, noise_bench_training
+from jaxreward.training.config import build
+from jaxreward.training.exits import ConfigError
+from jaxreward.transforms import base, calibration
+from jaxreward.types import make_signal
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def own_transform():
+    """A user's: halves the reward."""
+    return base.stateless(
+        lambda key, signal: signal.replace(rewards=signal.rewards / 2),
+        base.Spec("halved", "calibration", ("rewards",), ("rewards",), reward_map="affine"),
+    )
+
+
+def tiny():
+    config = bench_config.get_config("quick")
+    remedies, config.remedies = config.remedies, type(config)()
+    for name in ("nothing", "clean", "backward"):
+        config.remedies[name] = remedies[name]
+    config.controls = type(config)()
+    for name in [name for name in config.noises if name not in ("none", "symmetric")]:
+        del config.noises[name]
+    config.seeds, config.tuning_seeds, config.steps = 2, 1, 4
+    config.extra = ("test_noise_bench:own_transform",)
+    return config
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    config, root = tiny(), tmp_path_factory.mktemp("bench")
+    noise_bench.validate(config)
+    arms = noise_bench_training.build_arms(config)
+    success = noise_bench_training.train(config, arms)
+    noise_bench_report.write(config, str(root), list(arms), success)
+    return config, list(arms), success, root
+
+
+def test_every_cell_is_there_and_a_users_transform_has_its_row(ran):
+    config, arms, success, root = ran
+    assert arms == ["nothing", "clean", "backward", "own_transform"]
+    assert success.shape == (4, 2, 2, 3) and np.all((success > 0) & (success < 1))
+    for name in ("summary.json", "noise_bench.csv", "noise_bench.png"):
+        assert (root / name).stat().st_size > 0
+    assert len((root / "noise_bench.csv").read_text().splitlines()) == 1 + 3 * 2
+
+
+def test_without_noise_nothing_the_oracle_and_the_correction_are_the_same(ran):
+    _, _, success, _ = ran
+    np.testing.assert_array_equal(success[0, 0], success[1, 0])
+    np.testing.assert_allclose(success[0, 0], success[2, 0], atol=1e-6)
+
+
+def test_the_oracle_does_not_see_the_noise(ran):
+    _, _, success, _ = ran
+    np.testing.assert_allclose(success[1, 0], success[1, 1], atol=1e-6)
+    assert np.any(success[0, 0] != success[0, 1])
+
+
+def test_learning_rates_are_chosen_on_seeds_that_are_not_reported():
+    success = np.zeros((1, 1, 2, 3))
+    success[0, 0, 0] = [0.9, 0.9, 0.1]  # better where reported, worse where tuned
+    success[0, 0, 1] = [0.5, 0.6, 0.2]
+    picked, best = noise_bench_report.select(success, 2)
+    np.testing.assert_array_equal(picked[0, 0], [0.5, 0.6])
+    assert best[0, 0] == 1
+
+
+def signal(noise, prompts=400, group=8):
+    keys = jax.random.split(jax.random.key(1), 3)
+    answers = jax.random.randint(keys[0], (1, prompts), 0, 10)
+    right = jax.random.bernoulli(keys[1], 0.5, (1, prompts, group))
+    other = jax.random.randint(keys[2], (1, prompts, group), 0, 10)
+    actions = jnp.where(right, answers[..., None], other)
+    ids = jnp.arange(prompts, dtype=jnp.int32)[None]
+    aux = noise_bench_training.describe(jax.random.key(2), ids, answers, actions)
+    aux = {name: column[0] for name, column in aux.items()}
+    true = aux["true_rewards"]
+    aux["noise"] = jnp.full((prompts,), noise, jnp.int32)
+    return make_signal(true, prompt_id=aux.pop("prompt_id"), **aux)
+
+
+@pytest.fixture(scope="module")
+def observed():
+    config = bench_config.get_config()
+    noise = noise_bench_training.one_of([build(config.noises[n].transform) for n in config.noises])
+    run = jax.jit(lambda given: noise.update(jax.random.key(0), given, ())[0])
+    return config, {name: run(signal(i)) for i, name in enumerate(config.noises)}
+
+
+@pytest.mark.parametrize("name", ["none", "symmetric", "missed", "fooled", "by_prompt", "groups"])
+def test_noises_have_the_rates_that_the_remedies_are_told(observed, name):
+    config, found = observed
+    after = found[name]
+    true = np.asarray(after.aux["true_rewards"])
+    rewards, (wrong, missed) = np.asarray(after.rewards), config.noises[name].rates
+    for rate, hits in ((wrong, rewards[true == 0] > 0), (missed, rewards[true > 0] == 0)):
+        groups = 400 if name in ("groups", "by_prompt") else hits.size
+        error = np.sqrt(max(rate * (1 - rate), 1e-12) / groups)
+        assert abs(hits.mean() - rate) <= 4 * error + 1e-9
+
+
+def test_the_other_noises(observed):
+    _, found = observed
+    hack = found["hackable"]
+    assert np.all(np.asarray(hack.rewards)[np.asarray(hack.aux["hit"])] == 1)
+    missing = found["missing"]
+    assert 0.4 < float(jnp.mean(missing.mask)) < 0.6
+    assert np.all(np.isnan(np.asarray(missing.aux["verdicts"])[..., 0]) == ~np.asarray(missing.mask))
+    verdicts = np.asarray(found["symmetric"].aux["verdicts"])
+    assert np.mean(verdicts[..., 0] != verdicts[..., 1]) == pytest.approx(0.42, abs=0.04)
+
+
+def not_a_transform():
+    return 3
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("no_such_module:f", "no_such_module"),
+        ("test_noise_bench:nothing_here", "nothing_here"),
+        ("test_noise_bench:not_a_transform", "int, not RewardTransform"),
+        ("jaxreward.transforms.calibration:blend", "blend"),
+    ],
+)
+def test_paths_that_give_no_transform_are_refused(path, message):
+    config = tiny()
+    config.extra = (path,)
+    noise_bench.validate(config)
+    with pytest.raises(ConfigError, match=message):
+        noise_bench_training.build_arms(config)
+    assert calibration.blend  # it is there; it needs arguments
+
+
+def test_command_line():
+    assert noise_bench.arguments(["--quick", "--transform=a:b,c:d"]) == [
+        "--config=configs/noise_bench.py:quick",
+        "--workdir=runs/noise_bench_quick",
+        "--config.extra=('a:b', 'c:d')",
+    ]
+    assert noise_bench.arguments(["--workdir=x"])[0] == "--workdir=x"
+    with pytest.raises(ConfigError, match="--quick with --config"):
+        noise_bench.arguments(["--quick", "--config=configs/noise_bench.py"])
+    config = tiny()
+    config.extra = ("nocolon",)
+    with pytest.raises(ConfigError, match="PATH:FACTORY"):
+        noise_bench.validate(config)
