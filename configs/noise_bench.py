@@ -107,6 +107,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.remedies = ml_collections.ConfigDict()
     for name, stages in REMEDIES.items():
         config.remedies[name] = stages
+    config.baseline = "nothing"  # what every remedy is compared with
     config.controls = ml_collections.ConfigDict(
         dict(clean_moments="z_score", clean_moments_appeals="z_score", minimum_error="z_score")
     )

@@ -15,7 +15,7 @@ import ml_collections
 from jaxreward.training import check
 from jaxreward.training.exits import ConfigError
 
-CONFIG, NOTHING = "configs/noise_bench.py", "nothing"
+CONFIG = "configs/noise_bench.py"
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -33,8 +33,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.positive(config, "seeds", "tuning_seeds", "steps", "prompts_per_step", "learning_rates")
     check.at_least(config, "group_size", 2, "a group baseline")
     check.at_least(config, "kl_coefficient", 0)
-    if NOTHING not in config.remedies:
-        raise ConfigError(f"config.remedies has no {NOTHING!r}, which all are compared with")
+    check.choice(config, "baseline", list(config.remedies))
     for name in config.remedies:
         check.choice(config, f"remedies.{name}", list(config.transforms))
     for name in config.noises:

@@ -7,7 +7,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from experiments.noise_bench import NOTHING
 from jaxreward.training import figures, report
 from jaxreward.training.files import atomic_path
 
@@ -25,7 +24,8 @@ def write(
       arms: names of the remedies.
       success: test success `[arms, noises, learning rates, seeds]`, tuning seeds last.
     """
-    root, noises = pathlib.Path(workdir), list(config.noises)
+    root, noises, baseline = pathlib.Path(workdir), list(config.noises), config.baseline
+    others = [arm for arm in arms if arm != baseline]
     reported, best = select(success, config.seeds)
     results = report.summarize(
         {
@@ -34,22 +34,23 @@ def write(
         }
     )
     claims = [
-        report.claim(results, f"{arm} beats {NOTHING} under {noise}", arm, NOTHING, f"{METRIC}/{noise}")
-        for arm in arms for noise in noises if arm != NOTHING
-    ]  # fmt: skip
+        report.claim(results, f"{a} beats {baseline} under {n}", a, baseline, f"{METRIC}/{n}")
+        for a in others for n in noises
+    ]
     summary = report.make_summary(config, config.method, range(config.seeds), results, claims)
     chosen = np.asarray(config.learning_rates)[best]
     path = report.write_summary(root, {**summary, "learning_rates": chosen.tolist()})
-    cells = gains(results, arms, noises)
+    pairs = [(arm, noise) for arm in others for noise in noises]
+    cells = dict(zip(pairs, claims))
     _write_csv(root / "noise_bench.csv", cells, arms, noises, chosen)
-    _draw(root / "noise_bench.png", cells, arms, noises)
-    print(report.markdown_table(_rows(results, cells, arms, noises)))
-    print(f"\ntest success; below the first row the gain over {NOTHING!r}, paired over "
+    _draw(root / "noise_bench.png", cells, others, noises)
+    print(report.markdown_table(_rows(results, cells, baseline, others, noises)))
+    print(f"\ntest success; below the first row the gain over {baseline!r}, paired over "
           f"{config.seeds} seeds; * : the 95% interval excludes 0")
     print("\ngain over another step size: remedies that divide by a group's deviation, over z_score")
     print(report.markdown_table(_against(config, results, noises)))
     print("\nbest remedy by noise")
-    print(report.text_table(_best(cells, arms, noises)))
+    print(report.text_table(_best(cells, others, noises)))
     print(f"\nwrote {path}, {root / 'noise_bench.csv'}, {root / 'noise_bench.png'}")
 
 
@@ -64,31 +65,24 @@ def select(success: np.ndarray, seeds: int) -> tuple[np.ndarray, np.ndarray]:
     return picked[..., :seeds], best
 
 
-def gains(results: report.Results, arms: list[str], noises: list[str]) -> dict[tuple, Any]:
-    """`{(arm, noise): claim}` against no remedy."""
-    return {
-        (arm, noise): report.claim(results, "", arm, NOTHING, f"{METRIC}/{noise}")
-        for arm in arms if arm != NOTHING for noise in noises
-    }  # fmt: skip
-
-
 def _starred(found: report.Claim) -> bool:
     low, high = found["ci95"] or (0.0, 0.0)
     return low > 0 or high < 0
 
 
-def _rows(results, cells, arms, noises) -> report.Table:
+def _rows(results, cells, baseline: str, others, noises) -> report.Table:
     rows = [["remedy", *noises]]
-    plain = [results[NOTHING][f"{METRIC}/{noise}"] for noise in noises]
-    rows.append([NOTHING, *(report.figure(own["mean"], own["ci95"]) for own in plain)])
-    for arm in arms:
-        if arm != NOTHING:
-            found = [cells[arm, noise] for noise in noises]
-            rows.append([arm, *(
-                report.figure(own["difference"], own["ci95"]) + ("*" if _starred(own) else "")
-                for own in found
-            )])  # fmt: skip
+    plain = [results[baseline][f"{METRIC}/{noise}"] for noise in noises]
+    rows.append([baseline, *(report.figure(own["mean"], own["ci95"]) for own in plain)])
+    for arm in others:
+        found = [cells[arm, noise] for noise in noises]
+        rows.append([arm, *map(_gain, found)])
     return rows
+
+
+def _gain(found: report.Claim) -> str:
+    star = "*" if _starred(found) else ""
+    return report.figure(found["difference"], found["ci95"]) + star
 
 
 def _against(config, results: report.Results, noises: list[str]) -> report.Table:
@@ -98,8 +92,7 @@ def _against(config, results: report.Results, noises: list[str]) -> report.Table
         control, row = config.controls[arm], []
         for noise in noises:
             found = report.claim(results, "", arm, control, f"{METRIC}/{noise}")
-            text = report.figure(found["difference"], found["ci95"])
-            row.append(text + ("*" if _starred(found) else ""))
+            row.append(_gain(found))
         rows.append([arm, control, *row])
     return rows
 
@@ -107,10 +100,10 @@ def _against(config, results: report.Results, noises: list[str]) -> report.Table
 _CONTROLS = ("clean", "random")
 
 
-def _best(cells, arms, noises) -> report.Table:
+def _best(cells, others, noises) -> report.Table:
     rows = [["noise", "remedy", "gain"]]
     for noise in noises:
-        named = [arm for arm in arms if arm not in (NOTHING, *_CONTROLS)]
+        named = [arm for arm in others if arm not in _CONTROLS]
         arm = max(named, key=lambda own: cells[own, noise]["difference"])
         found = cells[arm, noise]
         text = report.figure(found["difference"], found["ci95"])
@@ -129,8 +122,7 @@ def _write_csv(path: pathlib.Path, cells, arms, noises, chosen: np.ndarray) -> N
             writer.writerow([arm, noise, found["difference"], low, high, rate])
 
 
-def _draw(path: pathlib.Path, cells, arms, noises) -> None:
-    shown = [arm for arm in arms if arm != NOTHING]
+def _draw(path: pathlib.Path, cells, shown, noises) -> None:
     values = np.array([[cells[arm, noise]["difference"] for noise in noises] for arm in shown])
     width, height = 1.5 + 0.75 * len(noises), 1.5 + 0.35 * len(shown)
     figure, axes = figures.new_figure(width=width, height=height)

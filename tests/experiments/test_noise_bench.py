@@ -25,9 +25,9 @@ def own_transform():
 
 def tiny():
     config = bench_config.get_config("quick")
-    remedies, config.remedies = config.remedies, type(config)()
-    for name in ("nothing", "clean", "backward"):
-        config.remedies[name] = remedies[name]
+    keep = ("nothing", "clean", "backward")
+    for name in [name for name in config.remedies if name not in keep]:
+        del config.remedies[name]
     config.controls = type(config)()
     for name in [name for name in config.noises if name not in ("none", "symmetric")]:
         del config.noises[name]
@@ -43,12 +43,13 @@ def ran(tmp_path_factory):
     arms = noise_bench_training.build_arms(config)
     success = noise_bench_training.train(config, arms)
     noise_bench_report.write(config, str(root), list(arms), success)
-    return config, list(arms), success, root
+    by_noise = {arm: dict(zip(config.noises, own)) for arm, own in zip(arms, success)}
+    return list(arms), success, by_noise, root
 
 
 def test_every_cell_is_there_and_a_users_transform_has_its_row(ran):
-    config, arms, success, root = ran
-    assert arms == ["nothing", "clean", "backward", "own_transform"]
+    arms, success, _, root = ran
+    assert set(arms) == {"nothing", "clean", "backward", "own_transform"}
     assert success.shape == (4, 2, 2, 3) and np.all((success > 0) & (success < 1))
     for name in ("summary.json", "noise_bench.csv", "noise_bench.png"):
         assert (root / name).stat().st_size > 0
@@ -56,15 +57,15 @@ def test_every_cell_is_there_and_a_users_transform_has_its_row(ran):
 
 
 def test_without_noise_nothing_the_oracle_and_the_correction_are_the_same(ran):
-    _, _, success, _ = ran
-    np.testing.assert_array_equal(success[0, 0], success[1, 0])
-    np.testing.assert_allclose(success[0, 0], success[2, 0], atol=1e-6)
+    found = ran[2]
+    np.testing.assert_array_equal(found["nothing"]["none"], found["clean"]["none"])
+    np.testing.assert_allclose(found["nothing"]["none"], found["backward"]["none"], atol=1e-6)
 
 
 def test_the_oracle_does_not_see_the_noise(ran):
-    _, _, success, _ = ran
-    np.testing.assert_allclose(success[1, 0], success[1, 1], atol=1e-6)
-    assert np.any(success[0, 0] != success[0, 1])
+    found = ran[2]
+    np.testing.assert_allclose(found["clean"]["none"], found["clean"]["symmetric"], atol=1e-6)
+    assert np.any(found["nothing"]["none"] != found["nothing"]["symmetric"])
 
 
 def test_learning_rates_are_chosen_on_seeds_that_are_not_reported():
