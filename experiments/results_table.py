@@ -152,6 +152,7 @@ def _docstring(file: pathlib.Path, variant: str) -> tuple[str, str]:
     lines = text.replace("\\\n", " ").splitlines() or [""]
     commands = [line for line in lines if "python -m experiments." in line]
     command = " ".join(commands[0].strip(" `").split()) if commands else ""
+    command = command.removeprefix("Command: ")
     if variant:
         command = command.replace(file.name, f"{file.name}:{variant}")
     return lines[0].strip(), command
