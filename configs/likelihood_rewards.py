@@ -24,11 +24,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"variant {arg!r}; allowed are 'long', 'smoke' or none")
     config = common.rlvr()
     config.method = "likelihood_rewards" + ("_long" if arg == "long" else "")
-    config.task.dataset = "worked_calculation/" + ("long" if arg == "long" else "small")
+    config.task.dataset = "worked_calculation/small" + ("_long" if arg == "long" else "")
     config.task.alphabet = "jaxreward.tasks.tokenizer:WORKED_ALPHABET"
     config.task.prompts = 256
+    config.warm_start.split = "pretrain"
     config.warm_start.steps = 200
-    config.sampler.max_new_tokens = 80 if arg == "long" else 14
+    config.sampler.max_new_tokens = 72 if arg == "long" else 14
     config.verifier.fn = "experiments.verification:final_in_jit"
     config.verifier.tolerant = True
     config.likelihood = ml_collections.ConfigDict()
@@ -38,15 +39,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.loss.objective = "reinforce"
     config.loss.normalize = "constant"  # sums over tokens, the proportion of both parts
     config.loss.max_length = 1
-    config.evaluation.split = "validation"
     config.evaluation.prompts = 96
     config.evaluation.start_samples = 16
     config.seeds = 3
     config.steps = 40 if arg == "long" else 80
-    config.hyper.learning_rate = 5e-4
-    config.hyper.kl_coefficient = 1e-3
-    config.tune.learning_rate = (2e-4, 5e-4, 1e-3)
-    config.tune.kl_coefficient = (1e-3,)
+    config.hyper.learning_rate = 2e-4
+    config.hyper.kl_coefficient = 0.1
+    config.tune.learning_rate = (1e-4, 2e-4, 5e-4)
+    config.tune.kl_coefficient = (0.1,)
     config.tune.seeds = 1
     config.tune.steps = 20 if arg == "long" else 40
     _add_arms(config)

@@ -66,6 +66,14 @@ def _configs() -> list[WorkedCalculationConfig]:
             "as steps, answers and references in independent forms: 12, 12.0, is 12",
             steps._replace(worked_forms=(0.6, 0.2, 0.2), reference_forms=(0.6, 0.2, 0.2)),
         ),
+        "small_forms": (
+            "as small, answers and references in independent forms",
+            WorkedSpec(small, worked_forms=(0.6, 0.2, 0.2), reference_forms=(0.6, 0.2, 0.2)),
+        ),
+        "small_long": (
+            "as small, the answer is a sentence of 30 to 60 characters",
+            WorkedSpec(small, answers="long"),
+        ),
         "long": ("as steps, the answer is a sentence of 30 to 60 characters",
                  steps._replace(answers="long")),
     }  # fmt: skip
