@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxreward.checks import Number, check_number
+from jaxreward import masked
+from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.transforms.base import RewardTransform, Spec, keep_true_rewards, stateless
 from jaxreward.types import Signal
 
@@ -118,3 +119,87 @@ def blend(second: str, *, weight: Number = 0.1) -> RewardTransform:
     reads = ("rewards", "mask", f"aux/{second}")
     writes = ("rewards", "aux/true_rewards")
     return stateless(update, Spec("blend", "calibration", reads, writes, reward_map="nonlinear"))
+
+
+SQUASHES = ("identity", "sigmoid", "log_sigmoid", "clip")
+
+
+def center_on_reference(squash: str = "sigmoid", *, bound: Number = 1.0) -> RewardTransform:
+    """The mean over reference answers of `squash(reward - reference reward)`.
+
+    "sigmoid" is PAR (arXiv 2502.18770), bounded and steep where the answer is as good as the
+    reference; "log_sigmoid" that of arXiv 2402.00742; "identity" the contrastive reward of arXiv
+    2403.07708, and "clip" the same within `bound`. Centring alone is one shift for a group, which
+    every group baseline cancels; the squash is what remains.
+
+    Reads `aux["reference_rewards"]`, float32 `[P, M]`: rewards of `M` answers of a reference policy
+    to each prompt, NaN where there is none. A prompt without any is missing.
+
+    Args:
+      squash: one of `SQUASHES`.
+      bound: > 0, for "clip"; may be traced.
+
+    Raises:
+      ValueError: an unknown squash, or `bound` <= 0.
+    """
+    check_choice("squash", squash, SQUASHES)
+    check_number("bound", bound, lambda value: value > 0, "> 0")
+    squashed = {
+        "identity": lambda gap: gap,
+        "sigmoid": jax.nn.sigmoid,
+        "log_sigmoid": jax.nn.log_sigmoid,
+        "clip": lambda gap: jnp.clip(gap, -bound, bound),
+    }[squash]
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        signal = keep_true_rewards(signal)
+        references = signal.aux["reference_rewards"].astype(jnp.float32)
+        shape = (references.shape[0],) + (1,) * (signal.rewards.ndim - 1) + references.shape[1:]
+        references = references.reshape(shape)
+        there = jnp.isfinite(references)
+        gap = jnp.where(there, signal.rewards[..., None] - references, 0.0)
+        there = jnp.broadcast_to(there, gap.shape)
+        mask = signal.mask & jnp.any(there, axis=-1)
+        rewards = masked.mean(squashed(gap), there, axis=-1)
+        return signal.replace(rewards=jnp.where(mask, rewards, 0.0), mask=mask)
+
+    reads = ("rewards", "mask", "aux/reference_rewards")
+    writes = ("rewards", "mask", "aux/true_rewards")
+    maps = "shift" if squash == "identity" else "nonlinear"
+    return stateless(
+        update, Spec("center_on_reference", "calibration", reads, writes, reward_map=maps)
+    )
+
+
+def peer_reward(weight: Number = 1.0) -> RewardTransform:
+    """The reward minus `weight` times that of a random sample of a random other prompt.
+
+    Peer rewards (arXiv 2010.01748). The expected peer term is one number for all samples, so the
+    expected advantage under any baseline is unchanged and only variance is added; without a
+    baseline it takes out the offset that false positives give, and the factor J stays.
+
+    Args:
+      weight: finite; may be traced. 0 changes nothing.
+
+    Raises:
+      ValueError: a weight that is not finite.
+    """
+    check_number("weight", weight, lambda value: abs(value) < float("inf"), "a finite number")
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        signal = keep_true_rewards(signal)
+        flat, present = signal.rewards.reshape(-1), signal.mask.reshape(-1)
+        prompts = signal.rewards.shape[0]
+        owner = jnp.arange(flat.size, dtype=jnp.int32) // (flat.size // prompts)
+        # a uniform draw among the present samples of other prompts, for each sample
+        allowed = present[None, :] & (owner[:, None] != owner[None, :])
+        score = jnp.where(allowed, jax.random.uniform(key, allowed.shape, jnp.float32), -1.0)
+        peer = jnp.where(jnp.any(allowed, axis=1), flat[jnp.argmax(score, axis=1)], 0.0)
+        rewards = (flat - jnp.asarray(weight, jnp.float32) * peer).reshape(signal.rewards.shape)
+        return signal.replace(rewards=jnp.where(signal.mask, rewards, 0.0))
+
+    reads, writes = ("rewards", "mask"), ("rewards", "aux/true_rewards")
+    return stateless(
+        update, Spec("peer_reward", "calibration", reads, writes, reward_map="nonlinear")
+    )

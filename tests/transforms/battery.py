@@ -174,6 +174,8 @@ CASES = {
         lambda: calibration.replace_reward("rate", answered="answer_id")
     ),
     "calibration.warm_up": Case(lambda: calibration.warm_up("rate", steps=1)),
+    "calibration.center_on_reference": Case(lambda: calibration.center_on_reference()),
+    "calibration.peer_reward": Case(lambda: calibration.peer_reward(), draws=True),
     "calibration.blend": Case(lambda: calibration.blend("rate")),
     # likelihood
     "likelihood.reference_likelihood": Case(
@@ -322,6 +324,9 @@ def make_signal(seed: int, prompts: int, dense: bool = False) -> Signal:
         "appeal_probability": np.full(shape, 0.6, np.float32),
         "verdicts": (rng.random((prompts, GROUP, 3)) < 0.6).astype(np.float32),
         "step_ends": ends.astype(np.int32),
+        "reference_rewards": np.where(
+            rng.random((prompts, 2)) < 0.3, np.nan, rng.random((prompts, 2))
+        ).astype(np.float32),
         "answer_log_probs": -rng.random((prompts, GROUP, STEPS)).astype(np.float32),
         "answer_reference_log_probs": -rng.random((prompts, GROUP, STEPS)).astype(np.float32),
         "answer_mask": np.broadcast_to(np.arange(STEPS) > 1, (prompts, GROUP, STEPS)),

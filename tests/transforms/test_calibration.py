@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreward.transforms import advantage, calibration, noise
+from jaxreward.transforms import advantage, base, calibration, noise
 from jaxreward.types import make_signal
 
 KEY = jax.random.key(0)
@@ -91,3 +91,54 @@ def test_persistent_flips_stay():
 def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def centred(squash, rewards, references, **options):
+    transform = calibration.center_on_reference(squash, **options)
+    given = make_signal(jnp.asarray(rewards), reference_rewards=jnp.asarray(references))
+    return transform.update(jax.random.key(0), given, ())[0]
+
+
+@pytest.mark.parametrize(
+    "squash, expected",
+    [
+        ("identity", [0.5, -1.5]),
+        ("sigmoid", [(0.731059 + 0.5) / 2, (0.268941 + 0.119203) / 2]),
+        ("log_sigmoid", [(-0.313262 - 0.693147) / 2, (-1.313262 - 2.126928) / 2]),
+        ("clip", [0.25, -0.5]),
+    ],
+)
+def test_centred_on_references(squash, expected):
+    found = centred(squash, [[2.0, 0.0]], [[1.0, 2.0]], bound=0.5)
+    np.testing.assert_allclose(found.rewards[0], expected, atol=1e-6)
+
+
+def test_a_prompt_without_references_is_missing_and_one_of_two_counts_alone():
+    nan = float("nan")
+    found = centred("identity", [[2.0, 0.0], [2.0, 0.0]], [[nan, nan], [1.0, nan]])
+    np.testing.assert_array_equal(found.mask, [[False, False], [True, True]])
+    np.testing.assert_allclose(found.rewards[1], [1.0, -1.0])
+
+
+def test_centring_alone_is_a_shift_that_baselines_cancel():
+    assert calibration.center_on_reference("identity").spec.reward_map == "shift"
+    references = jnp.asarray([[0.3, 0.6]])
+    for squash, same in (("identity", True), ("sigmoid", False)):
+        chain = base.chain(calibration.center_on_reference(squash), advantage.rloo())
+        given = make_signal(jnp.asarray([[0.0, 1.0, 2.0]]), reference_rewards=references)
+        found = chain.update(jax.random.key(0), given, chain.init())[0].advantages
+        plain = advantage.rloo().update(jax.random.key(0), given, ())[0].advantages
+        assert np.allclose(found, plain, atol=1e-6) == same
+
+
+def test_peer_rewards_take_out_the_offset_in_expectation():
+    rewards = jnp.asarray([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    mask = jnp.asarray([[True, True, True], [True, True, False]])
+    transform = calibration.peer_reward(1.0)
+    run = lambda key: transform.update(key, make_signal(rewards, mask), ())[0].rewards
+    draws = jax.vmap(run)(jax.random.split(jax.random.key(0), 4000))
+    # peers of the first prompt are all 0; those of the second are 1 with probability 2/3
+    np.testing.assert_allclose(jnp.mean(draws, axis=0)[0], [1, 1, 0], atol=1e-6)
+    error = 4 * np.sqrt(2 / 9 / 4000)
+    np.testing.assert_allclose(jnp.mean(draws, axis=0)[1, :2], -2 / 3, atol=error)
+    assert not np.any(draws[:, 1, 2])

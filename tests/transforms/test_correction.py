@@ -12,7 +12,7 @@ import pytest
 
 from jaxreward import channel as channels
 from jaxreward.channel import Channel, binary
-from jaxreward.transforms import advantage, base, correction
+from jaxreward.transforms import advantage, base, correction, rates, sources
 from jaxreward.transforms.base import InertCorrectionError, Spec, stateless
 from jaxreward.transforms.moments import moments
 from jaxreward.types import make_signal
@@ -486,3 +486,14 @@ def test_rates_and_parameters_may_be_traced():
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_minimum_error_weights_of_the_published_numbers():
+    """S-GRPO (arXiv 2508.05928) is power +1: symmetric rate .1, groups of 8."""
+    rewards = jnp.asarray([[1.0] * k + [0.0] * (8 - k) for k in range(1, 8)])
+    source = sources.constant(0.1, 0.1)
+    minimum = base.chain(rates.known(source), correction.corrected_group_normalization(power=1.0))
+    found = minimum.update(jax.random.key(0), make_signal(rewards), minimum.init())[0].advantages
+    z_score = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
+    expected = [0.4209, 0.7211, 0.7849, 0.8, 0.7849, 0.7211, 0.4209]
+    np.testing.assert_allclose((found / z_score)[:, 0], expected, atol=1e-4)
