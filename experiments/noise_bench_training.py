@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import tqdm
 
 from experiments import digits_training
 from experiments.digits_training import Problem
@@ -14,6 +15,8 @@ from jaxreward.training.exits import ConfigError
 from jaxreward.transforms import advantage, base
 from jaxreward.transforms.base import RewardTransform, Spec
 from jaxreward.types import Signal
+
+CALL = 50  # updates between two lines of progress
 
 VERDICTS = 3
 """Verifiers of the disagreement estimate: the reward's and further draws of the same noise."""
@@ -123,14 +126,16 @@ def train(config: ml_collections.ConfigDict, arms: dict[str, RewardTransform]) -
     population = digits_training.make_population(own, problem, arms, hyper)
     many = make_step(own, problem, population, hyper)
     state = digits_training.start_state(own, problem, population)
-    state = many(state)
+    calls = max(own.steps // CALL, 1)
+    for done in tqdm.trange(calls, desc="noise bench", unit="call", mininterval=10.0):
+        state = many(state, own.steps // calls + (done < own.steps % calls))
     found = digits_training.make_evaluate(problem, population)(state)
     shape = (len(config.noises), len(config.learning_rates), own.seeds)
     return np.stack([np.asarray(found[a]["eval/success"]).reshape(shape) for a in arms])
 
 
 def make_step(config, problem: Problem, population, hyper):
-    """`(state) -> state` after all updates."""
+    """`(state, updates) -> state`."""
     prompts, seeds = config.prompts_per_step, config.seeds
     by_run = {
         name: jnp.broadcast_to(hyper[name].reshape(-1, 1), (hyper[name].size, prompts))
@@ -142,7 +147,7 @@ def make_step(config, problem: Problem, population, hyper):
         key = jax.random.fold_in(jax.random.fold_in(data_key, seed), step)
         return problem.train[seed][jax.random.randint(key, (prompts,), 0, problem.train.shape[1])]
 
-    def one(state, _):
+    def one(state):
         index = jax.vmap(draw, in_axes=(0, None))(jnp.arange(seeds), state.runs.step[0])
         trajectories = population.rollout(state, problem.features[index])
         ids, answers = population.per_seed(index), population.per_seed(problem.answers[index])
@@ -150,10 +155,11 @@ def make_step(config, problem: Problem, population, hyper):
         aux = {**by_run, **describe(key, ids, answers, trajectories.actions)}
         true = aux["true_rewards"]
         mask = jnp.ones(true.shape, bool)
-        state, _ = population.update(state, true, mask, trajectories, aux)
-        return state, None
+        return population.update(state, true, mask, trajectories, aux)[0]
 
-    run = lambda state: jax.lax.scan(one, state, None, length=config.steps)[0]
+    def run(state, updates):
+        return jax.lax.fori_loop(0, updates, lambda _, own: one(own), state)
+
     return jax.jit(run, donate_argnums=0)
 
 
