@@ -172,7 +172,7 @@ def center_on_reference(squash: str = "sigmoid", *, bound: Number = 1.0) -> Rewa
     )
 
 
-def peer_reward(weight: Number = 1.0) -> RewardTransform:
+def peer_reward(weight: Number = 1.0, *, axis_name: str | None = None) -> RewardTransform:
     """The reward minus `weight` times that of a random sample of a random other prompt.
 
     Peer rewards (arXiv 2010.01748). The expected peer term is one number for all samples, so the
@@ -181,6 +181,7 @@ def peer_reward(weight: Number = 1.0) -> RewardTransform:
 
     Args:
       weight: finite; may be traced. 0 changes nothing.
+      axis_name: mapped axis that the prompts are split over.
 
     Raises:
       ValueError: a weight that is not finite.
@@ -189,14 +190,29 @@ def peer_reward(weight: Number = 1.0) -> RewardTransform:
 
     def update(key: jax.Array, signal: Signal) -> Signal:
         signal = keep_true_rewards(signal)
-        flat, present = signal.rewards.reshape(-1), signal.mask.reshape(-1)
         prompts = signal.rewards.shape[0]
-        owner = jnp.arange(flat.size, dtype=jnp.int32) // (flat.size // prompts)
-        # a uniform draw among the present samples of other prompts, for each sample
-        allowed = present[None, :] & (owner[:, None] != owner[None, :])
-        score = jnp.where(allowed, jax.random.uniform(key, allowed.shape, jnp.float32), -1.0)
-        peer = jnp.where(jnp.any(allowed, axis=1), flat[jnp.argmax(score, axis=1)], 0.0)
-        rewards = (flat - jnp.asarray(weight, jnp.float32) * peer).reshape(signal.rewards.shape)
+        every, present = signal.rewards.reshape(prompts, -1), signal.mask.reshape(prompts, -1)
+        ids = own_ids = signal.aux["prompt_id"]
+        if axis_name is not None:
+            every, present, ids = (
+                jax.lax.all_gather(x, axis_name, axis=0, tiled=True) for x in (every, present, ids)
+            )
+        samples = every.shape[1]
+
+        def peers(own: jax.Array) -> jax.Array:
+            """For each sample of prompt `own` a uniform draw among the present ones of others."""
+            # keyed by both prompts, so that neither order nor devices change a draw
+            of = jax.random.fold_in(key, own)
+            draw = lambda i: jax.random.uniform(
+                jax.random.fold_in(of, i), (samples, samples), jnp.float32
+            )
+            draws = jax.vmap(draw, out_axes=1)(ids).reshape(samples, -1)
+            allowed = ((ids != own)[:, None] & present).reshape(-1)
+            best = jnp.argmax(jnp.where(allowed[None, :], draws, -1.0), axis=1)
+            return jnp.where(jnp.any(allowed), every.reshape(-1)[best], 0.0)
+
+        peer = jax.vmap(peers)(own_ids).reshape(signal.rewards.shape)
+        rewards = signal.rewards - jnp.asarray(weight, jnp.float32) * peer
         return signal.replace(rewards=jnp.where(signal.mask, rewards, 0.0))
 
     reads, writes = ("rewards", "mask"), ("rewards", "aux/true_rewards")

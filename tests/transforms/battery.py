@@ -175,7 +175,9 @@ CASES = {
     ),
     "calibration.warm_up": Case(lambda: calibration.warm_up("rate", steps=1)),
     "calibration.center_on_reference": Case(lambda: calibration.center_on_reference()),
-    "calibration.peer_reward": Case(lambda: calibration.peer_reward(), draws=True),
+    "calibration.peer_reward": Case(
+        lambda axis_name=None: calibration.peer_reward(axis_name=axis_name), draws=True
+    ),
     "calibration.blend": Case(lambda: calibration.blend("rate")),
     # likelihood
     "likelihood.reference_likelihood": Case(
