@@ -129,6 +129,61 @@ def make_signal(
     )
 
 
+@pytree_dataclass
+class Feedback:
+    """Pointwise feedback: one bit on an item, where somebody gave it.
+
+    Attributes:
+      items: pytree with leading axis `[B]`.
+      labels: float32, 1 for liked and 0 for not; meaningful only where observed.
+      observed: whether there is feedback.
+      propensity: float32 probability in (0, 1] that there would be, NaN where unknown.
+      annotator: int32 of who gave it, in `[0, K)`.
+    """
+
+    items: Any
+    labels: Float[Array, "B"]
+    observed: Bool[Array, "B"]
+    propensity: Float[Array, "B"]
+    annotator: Int[Array, "B"]
+
+
+@pytree_dataclass
+class Preferences:
+    """Pairs of items and which one is preferred.
+
+    Attributes:
+      first: items, pytree with leading axis `[B]`.
+      second: likewise.
+      target: float32, 1 where the first is preferred, 0 where the second is, 1/2 for a tie.
+      weights: float32 >= 0; 0 leaves the pair out.
+      annotator: int32 of who judged, in `[0, K)`.
+    """
+
+    first: Any
+    second: Any
+    target: Float[Array, "B"]
+    weights: Float[Array, "B"]
+    annotator: Int[Array, "B"]
+
+
+@pytree_dataclass
+class Steps:
+    """Labels of the steps of a process, such as a chain of reasoning.
+
+    Attributes:
+      items: pytree with leading axis `[B]`.
+      labels: float32 in [0, 1] of each step, meaningful under the mask.
+      mask: True where there is a labelled step.
+      outcome: float32 in [0, 1], whether the end is right.
+    """
+
+    items: Any
+    labels: Float[Array, "B S"]
+    mask: Bool[Array, "B S"]
+    outcome: Float[Array, "B"]
+
+
 class StepScores(NamedTuple):
     """A policy's score of given trajectories.
 

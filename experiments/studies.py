@@ -1,0 +1,182 @@
+"""Studies: arms x seeds of a small experiment as one program, with claims and a figure.
+
+A study is a function of a config, named by `config.study.fn`, that returns a `Study`. A runner
+(`reward_model`, `noise_search`, `generate_rl`) validates its own config and calls `run`, which
+
+1. runs the seeds, `config.seeds_at_a_time` together under `vmap`, and keeps each finished
+   batch of seeds in `seeds/`, where the same command finds it again;
+2. writes `summary.json`, `curves.npz` and `report.png`, and prints what was found.
+
+Keys of such a config: `method`, `seed`, `seeds`, `seeds_at_a_time`, `study` (with `fn` and the
+study's own settings), `claims` (each `claim, kind, better, worse, metric, margin`, kind "better",
+"lower" or "equal") and `show` (metrics of the printed table and of the bars).
+"""
+
+import pathlib
+from typing import Any, Callable, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxreward.training import check, figures, report
+from jaxreward.training.config import resolve
+from jaxreward.training.exits import ConfigError
+from jaxreward.training.files import atomic_path
+
+KINDS = ("better", "lower", "equal")
+
+Found = dict[str, dict[str, np.ndarray]]
+"""`{arm: {metric: [seeds, ...]}}`; metrics with further axes are curves."""
+
+
+class Study(NamedTuple):
+    """An experiment.
+
+    Attributes:
+      run: `(key) -> {arm: {metric: number or curve}}` of one seed; pure, unless `on_host`.
+      on_host: whether `run` talks to the host, and so is called seed by seed, without `jit`.
+      draw: `(config, found, results, axes)`, the method's own panel beside the bars, or None.
+    """
+
+    run: Callable[[jax.Array], dict[str, dict[str, Any]]]
+    on_host: bool = False
+    draw: Callable[..., None] | None = None
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks the keys that all studies share.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    check.required(config, "method", "study.fn", "show")
+    check.positive(config, "seeds", "seeds_at_a_time")
+    for name in config.claims:
+        check.choice(config, f"claims.{name}.kind", KINDS)
+        check.at_least(config, f"claims.{name}.margin", 0)
+        if config.claims[name].kind == "equal":
+            check.positive(config, f"claims.{name}.margin")
+
+
+def claim(
+    text: str, better: str, worse: str, metric: str, *, kind: str = "better", margin: float = 0.0
+) -> ml_collections.ConfigDict:
+    """An entry of `config.claims`.
+
+    "better": `better` has more of the metric than `worse`, by over `margin`; "lower": less;
+    "equal": they differ by less than `margin`.
+    """
+    entry = dict(claim=text, kind=kind, better=better, worse=worse, metric=metric, margin=margin)
+    return ml_collections.ConfigDict(entry)
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Runs a study to its end. `config` has passed `validate`."""
+    root = pathlib.Path(workdir)
+    study = resolve(config.study.fn)(config)
+    found = _all_seeds(config, study, root)
+    scalars = {
+        arm: {name: values for name, values in own.items() if values.ndim == 1}
+        for arm, own in found.items()
+    }
+    results = report.summarize(scalars)
+    claims = [_claim(results, config.claims[name]) for name in config.claims]
+    summary = report.make_summary(config, config.method, range(config.seeds), results, claims)
+    path = report.write_summary(root, summary)
+    _write_curves(root / "curves.npz", found)
+    _draw(config, study, found, results, root / "report.png")
+    print(f"\n{config.method}: {config.seeds} seeds")
+    print(report.text_table(_rows(results, config.show)))
+    print("\nclaims (paired over seeds, 95% interval)")
+    print(report.text_table(report.claim_rows(claims)))
+    print(f"\nwrote {path}, {root / 'report.png'}", flush=True)
+
+
+def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Path) -> Found:
+    folder, size = root / "seeds", config.seeds_at_a_time
+    folder.mkdir(parents=True, exist_ok=True)
+    many = None if study.on_host else jax.jit(jax.vmap(study.run))
+    parts = []
+    for first in range(0, config.seeds, size):
+        numbers = range(first, min(first + size, config.seeds))
+        path = folder / f"{numbers[0]}-{numbers[-1]}.npz"
+        if not path.exists():
+            _save(path, _seeds(config, study, many, numbers))
+        parts.append(_load(path))
+        print(f"{config.method}: seeds {numbers[0]} to {numbers[-1]} are done", flush=True)
+    return {
+        arm: {name: np.concatenate([part[arm][name] for part in parts]) for name in own}
+        for arm, own in parts[0].items()
+    }
+
+
+def _seeds(config, study: Study, many, numbers: range) -> Found:
+    base = jax.random.key(config.seed)
+    keys = [jax.random.fold_in(base, number) for number in numbers]
+    if many is None:
+        each = [jax.tree.map(np.asarray, study.run(key)) for key in keys]
+        stack = lambda *leaves: np.stack(leaves)
+        return jax.tree.map(stack, *each)
+    return jax.tree.map(np.asarray, many(jax.numpy.stack(keys)))
+
+
+_SPLIT = "::"  # between arm and metric; slashes stand in metrics
+
+
+def _save(path: pathlib.Path, found: Found) -> None:
+    flat = {f"{arm}{_SPLIT}{name}": v for arm, own in found.items() for name, v in own.items()}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **flat)
+
+
+def _load(path: pathlib.Path) -> Found:
+    found: Found = {}
+    with np.load(path) as file:
+        for label in file.files:
+            arm, _, name = label.partition(_SPLIT)
+            found.setdefault(arm, {})[name] = file[label]
+    return found
+
+
+def _write_curves(path: pathlib.Path, found: Found) -> None:
+    curves = {
+        arm: {name: values for name, values in own.items() if values.ndim > 1}
+        for arm, own in found.items()
+    }
+    if any(curves.values()):
+        _save(path, curves)
+
+
+def _claim(results: report.Results, c: ml_collections.ConfigDict) -> report.Claim:
+    own = (results, c.claim, c.better, c.worse, c.metric)
+    if c.kind == "equal":
+        return report.equivalence(*own, margin=c.margin)
+    return report.claim(*own, margin=c.margin, lower_is_better=c.kind == "lower")
+
+
+def _rows(results: report.Results, shown) -> report.Table:
+    rows = [["arm", *shown]]
+    for arm, own in results.items():
+        cells = [
+            report.figure(own[name]["mean"], own[name]["ci95"]) if name in own else ""
+            for name in shown
+        ]
+        rows.append([arm, *cells])
+    return rows
+
+
+def _draw(config, study: Study, found: Found, results: report.Results, path) -> None:
+    """Bars of the shown metrics, and the study's own panel."""
+    shown = [name for name in config.show if any(name in own for own in results.values())]
+    if not shown:
+        raise ConfigError(f"config.show = {tuple(config.show)}; the study measured none of these")
+    columns = len(shown) + (study.draw is not None)
+    height = max(3.0, 0.8 + 0.3 * len(results))
+    figure, axes = figures.new_figure(1, columns, width=5.0, height=height)
+    for panel, metric in zip(axes[0], shown):
+        figures.bars(panel, results, metric)
+    if study.draw is not None:
+        study.draw(config, found, results, axes[0, -1])
+    figure.suptitle(f"{config.method}: {config.seeds} seeds, bars with 95% intervals")
+    figures.save(figure, path)

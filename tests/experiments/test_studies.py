@@ -1,0 +1,108 @@
+"""The study runner: seeds as one program or one by one, resumed, with claims and files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments import studies
+from jaxreward.training.exits import ConfigError
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+CALLS = []
+
+
+def make(config):
+    """Arm "high" has 1 more than arm "low"; both have the noise of the seed."""
+
+    def one(key):
+        CALLS.append(1)
+        noise = 0.1 * jax.random.normal(key, (), jnp.float32)
+        return {
+            "low": {"score": noise, "curve": noise + jnp.arange(3.0)},
+            "high": {"score": noise + config.study.gain, "curve": noise - jnp.arange(3.0)},
+        }
+
+    def draw(config, found, results, axes):
+        axes.plot(found["low"]["curve"].mean(0))
+
+    return studies.Study(one, on_host=config.study.on_host, draw=draw)
+
+
+def config(**changes):
+    own = ml_collections.ConfigDict()
+    own.method, own.seed, own.seeds, own.seeds_at_a_time = "toy", 0, 5, 2
+    own.study = ml_collections.ConfigDict(dict(fn="test_studies:make", gain=1.0, on_host=False))
+    own.claims = ml_collections.ConfigDict()
+    own.claims.more = studies.claim("high has more", "high", "low", "score", margin=0.5)
+    own.claims.less = studies.claim("low has less", "low", "high", "score", kind="lower")
+    own.claims.same = studies.claim("same", "high", "low", "score", kind="equal", margin=0.1)
+    own.show = ("score",)
+    own.update(changes)
+    return own
+
+
+def read(root):
+    return json.loads((root / "summary.json").read_text())
+
+
+def test_summary_claims_and_files(tmp_path, capsys):
+    studies.validate(config())
+    studies.run(config(), str(tmp_path))
+    summary = read(tmp_path)
+    assert [claim["holds"] for claim in summary["claims"]] == [True, True, False]
+    assert len(summary["results"]["low"]["score"]["per_seed"]) == 5
+    assert summary["claims"][0]["difference"] == pytest.approx(1.0)
+    with np.load(tmp_path / "curves.npz") as curves:
+        assert curves["high::curve"].shape == (5, 3)
+    assert (tmp_path / "report.png").stat().st_size > 0
+    assert "high has more" in capsys.readouterr().out
+
+
+def test_finished_seeds_are_not_run_again_and_the_batch_size_does_not_matter(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    studies.run(config(), str(first))
+    (first / "seeds" / "2-3.npz").unlink()
+    CALLS.clear()
+    studies.run(config(), str(first))
+    assert len(CALLS) == 1  # one trace, of the missing batch
+    studies.run(config(seeds_at_a_time=5), str(second))
+    low = [read(root)["results"]["low"]["score"]["per_seed"] for root in (first, second)]
+    np.testing.assert_allclose(low[0], low[1], rtol=1e-6)
+
+
+def test_on_the_host_seeds_are_the_same(tmp_path):
+    studies.run(config(), str(tmp_path / "a"))
+    other = config()
+    other.study.on_host = True
+    CALLS.clear()
+    studies.run(other, str(tmp_path / "b"))
+    assert len(CALLS) == 5
+    low = [read(tmp_path / n)["results"]["low"]["score"]["per_seed"] for n in "ab"]
+    np.testing.assert_allclose(low[0], low[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("seeds", 0, "config.seeds = 0"),
+        ("seeds_at_a_time", 0, "config.seeds_at_a_time = 0"),
+        ("claims.more.kind", "worse", "config.claims.more.kind = 'worse'"),
+        ("claims.same.margin", 0.0, "config.claims.same.margin = 0.0"),
+    ],
+)
+def test_bad_configs(key, value, message):
+    own = config()
+    own.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=message):
+        studies.validate(own)
+
+
+def test_a_metric_that_was_not_measured(tmp_path):
+    own = config(show=("nothing",))
+    with pytest.raises(ConfigError, match="nothing"):
+        studies.run(own, str(tmp_path))
