@@ -27,6 +27,7 @@ OUT = "experiments/results/transforms.md"
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "pattern": lambda: "pattern",
+    "predicted": lambda: "predicted",
     "advantage": advantage.rloo,
     "channel": lambda: channel.symmetric(0.1, 2),
     "control": advantage.rloo,

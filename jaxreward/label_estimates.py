@@ -32,6 +32,49 @@ class Confident(NamedTuple):
     prune: Bool[Array, "N"]
 
 
+class ConfidentCounts(NamedTuple):
+    """Numbers of items by label (rows) and likely truth (columns).
+
+    Attributes:
+      scaled: expected numbers, whose rows sum to the numbers of the labels.
+      probabilities: of 0 and of 1.
+    """
+
+    scaled: Float[Array, "2 2"]
+    probabilities: Float[Array, "N 2"]
+
+
+def confident_truth(
+    labels: Int[Array, "N"],
+    probability: Float[Array, "N"],
+    mask: Bool[Array, "N"],
+    *,
+    axis_name=None,
+) -> ConfidentCounts:
+    """How often each label stands on each likely truth; see `confident_counts`.
+
+    Args:
+      labels: 0 or 1.
+      probability: of 1.
+      mask: items that count.
+      axis_name: mapped axis that splits the items.
+    """
+    total = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
+    probabilities = jnp.stack([1 - probability, probability], axis=-1).astype(jnp.float32)
+    is_label = jax.nn.one_hot(labels, 2, dtype=jnp.float32) * mask[:, None].astype(jnp.float32)
+    number = total(jnp.sum(is_label, axis=0))
+    thresholds = total(jnp.sum(is_label * probabilities, axis=0)) / jnp.maximum(number, 1.0)
+    reaches = probabilities >= thresholds[None, :]
+    likely = jnp.argmax(jnp.where(reaches, probabilities, -1.0), axis=-1)
+    counted = mask & jnp.any(reaches, axis=-1)
+    truth = jax.nn.one_hot(likely, 2, dtype=jnp.float32) * counted[:, None].astype(jnp.float32)
+    counts = total(jnp.einsum("ni,nj->ij", is_label, truth, precision="highest"))
+    rows = jnp.sum(counts, axis=1, keepdims=True)
+    # a label of which nothing was counted is taken as right
+    shares = jnp.where(rows > 0, counts / jnp.maximum(rows, 1.0), jnp.eye(2, dtype=jnp.float32))
+    return ConfidentCounts(shares * number[:, None], probabilities)
+
+
 def confident_counts(
     labels: Int[Array, "N"], probability: Float[Array, "N"], mask: Bool[Array, "N"]
 ) -> Confident:
@@ -46,18 +89,7 @@ def confident_counts(
       probability: of 1, from a model that did not see the item (in-sample ones find nothing).
       mask: items that count.
     """
-    probabilities = jnp.stack([1 - probability, probability], axis=-1).astype(jnp.float32)
-    is_label = jax.nn.one_hot(labels, 2, dtype=jnp.float32) * mask[:, None].astype(jnp.float32)
-    number = jnp.sum(is_label, axis=0)
-    thresholds = jnp.sum(is_label * probabilities, axis=0) / jnp.maximum(number, 1.0)
-    reaches = probabilities >= thresholds[None, :]
-    likely = jnp.argmax(jnp.where(reaches, probabilities, -1.0), axis=-1)
-    counted = mask & jnp.any(reaches, axis=-1)
-    truth = jax.nn.one_hot(likely, 2, dtype=jnp.float32) * counted[:, None].astype(jnp.float32)
-    counts = jnp.einsum("ni,nj->ij", is_label, truth, precision="highest")
-    rows = jnp.sum(counts, axis=1, keepdims=True)
-    # a label of which nothing was counted is taken as right
-    scaled = jnp.where(rows > 0, counts / jnp.maximum(rows, 1.0), jnp.eye(2)) * number[:, None]
+    scaled, probabilities = confident_truth(labels, probability, mask)
     joint = scaled / jnp.maximum(jnp.sum(scaled), 1.0)
     of_truth = jnp.sum(joint, axis=0)
     rate = lambda wrong, j: jnp.where(of_truth[j] > 0, wrong / of_truth[j], jnp.nan)

@@ -26,6 +26,7 @@ from jaxreward.transforms import (
     rates,
     rates_calibrated,
     rates_em,
+    rates_unverified,
     refinement,
     selection,
     sources,
@@ -221,6 +222,12 @@ CASES = {
     ),
     "rates_calibrated.calibrated": Case(
         lambda axis_name=None: rates_calibrated.calibrated(10, 90, 20, 80, axis_name=axis_name)
+    ),
+    "rates_unverified.off_majority": Case(
+        lambda axis_name=None: rates_unverified.off_majority(axis_name=axis_name)
+    ),
+    "rates_unverified.confident": Case(
+        lambda axis_name=None: rates_unverified.confident("rate", axis_name=axis_name)
     ),
     "rates_em.disagreement": Case(
         lambda axis_name=None: rates_em.disagreement(
