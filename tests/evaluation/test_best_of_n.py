@@ -1,0 +1,82 @@
+"""Best-of-n from stored samples, against enumeration of all draws."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.evaluation import best_of_n as bon
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+PROXY, GOLD = jnp.array([0.2, 0.9, 0.5, 0.7, 0.1]), jnp.array([0.0, 1.0, 0.0, 1.0, 1.0])
+
+
+def by_enumeration(proxy, values, n):
+    """All subsets; among equal scores the mean."""
+    picked = []
+    for subset in map(list, itertools.combinations(range(len(proxy)), n)):
+        top = proxy[subset] == proxy[subset].max()
+        picked.append(values[subset][top].mean())
+    return np.mean(picked)
+
+
+def test_kl():
+    expected = [0, 0.193147, 0.636294, 1.835089, 3.174508, 4.549084]
+    found = bon.best_of_n_kl(jnp.array([1, 2, 4, 16, 64, 256]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="n = 0"):
+        bon.best_of_n_kl(0)
+
+
+def test_by_hand():
+    weights = bon.best_of_n_weights(PROXY, 2)
+    np.testing.assert_allclose(weights, [0.1, 0.4, 0.2, 0.3, 0.0], atol=1e-6)
+    assert bon.best_of_n(PROXY, GOLD, 2) == pytest.approx(0.7, abs=1e-6)
+    assert bon.best_of_n(PROXY, GOLD, 1) == pytest.approx(0.6, abs=1e-6)
+    assert bon.best_of_n(PROXY, GOLD, 9) == pytest.approx(1.0)  # the best of all
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_against_enumeration_with_ties(n):
+    generator = np.random.default_rng(n)
+    proxy = generator.integers(0, 4, 7).astype(np.float32)
+    values = generator.normal(size=7).astype(np.float32)
+    found = bon.best_of_n(jnp.array(proxy), jnp.array(values), n)
+    if (len(set(proxy)) == 7) or n == 1:
+        assert found == pytest.approx(by_enumeration(proxy, values, n), abs=1e-5)
+    # A draw with ties picks one of the tied at random; over draws that is the mean of the level.
+    level = np.array([values[proxy == p].mean() for p in proxy])
+    assert found == pytest.approx(by_enumeration(proxy, level, n), abs=1e-5)
+
+
+def test_masked_samples_are_as_if_absent(key):
+    proxy, values = jax.random.normal(key, (2, 12))
+    mask = jnp.arange(12) % 3 > 0
+    for n in (1, 3, 8):
+        expected = bon.best_of_n(proxy[mask], values[mask], n)
+        hidden = jnp.where(mask, values, jnp.nan)
+        assert bon.best_of_n(proxy, hidden, n, mask) == pytest.approx(float(expected), abs=1e-6)
+        missing = jnp.where(mask, proxy, jnp.nan)
+        assert bon.best_of_n(missing, hidden, n) == pytest.approx(float(expected), abs=1e-6)
+    assert bon.best_of_n(proxy, values, 2, jnp.zeros(12, bool)) == 0
+
+
+def test_weights_sum_to_1_for_many_samples(key):
+    proxy = jax.random.normal(key, (5, 1024))
+    sizes = jnp.array([1, 2, 16, 512, 1024])
+    weights = jax.jit(jax.vmap(bon.best_of_n_weights))(proxy, sizes)  # a traced n
+    np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-4)
+    assert (weights >= 0).all()
+    assert weights[4, jnp.argmax(proxy[4])] == pytest.approx(1.0)
+
+
+def test_over_optimization_of_a_parabola():
+    kl = jnp.array([0.0, 0.25, 1.0, 2.25, 4.0])
+    root = jnp.sqrt(kl)
+    found = bon.over_optimization(kl, 0.3 + root * (1.0 - 0.4 * root))
+    assert found.alpha == pytest.approx(1.0, abs=1e-4)
+    assert found.beta == pytest.approx(0.4, abs=1e-4)
+    assert found.peak == 2 and found.collapse == pytest.approx(0.6 - 0.4, abs=1e-6)

@@ -1,0 +1,258 @@
+"""STARC, EPIC and DARD: values worked out by hand, invariances, bounds."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.evaluation import finite_mdp, reward_distances
+from jaxreward.evaluation.finite_mdp import FiniteMDP
+from jaxreward.evaluation.reward_distances import reward_distance, reward_metric
+from jaxreward.tasks import random_mdps
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+STARC = ("VAL-2-2", "Minimal-2-2", "MinimalWeighted-weighted_2-weighted_2")
+ALL = (*STARC, "EPIC-2-2", "DARD-2-2")
+
+
+@pytest.fixture(name="toy")
+def switch():
+    """Two states, stay or switch; switching from 0 to 1 earns 1."""
+    transitions = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]])
+    return finite_mdp.make_mdp(transitions, 0.9), jnp.zeros((2, 2, 2)).at[0, 1, 1].set(1.0)
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(functools.partial(reward_distance, metric=reward_metric(name)))
+
+
+def distance(mdp, first, second, name):
+    return float(compiled(name)(mdp, first, second))
+
+
+def test_value_adjusted_by_hand(toy):
+    mdp, reward = toy
+    values = finite_mdp.state_values(mdp, reward, finite_mdp.uniform_policy(mdp))
+    np.testing.assert_allclose(values, [2.75, 2.25], rtol=1e-5)
+    canonical = reward_distances.value_adjusted(mdp, reward)
+    expected = np.array([[-0.275, 0.275], [-0.225, 0.225]])
+    np.testing.assert_allclose(canonical, expected[:, :, None].repeat(2, 2), atol=1e-6)
+    assert reward_distances.entrywise_norm(canonical, 2) == pytest.approx(0.710634, abs=1e-6)
+
+
+def test_epic_and_dard_by_hand(toy):
+    expected = [-0.1375, -0.3625, -0.1375, 0.6375, 0.1125, -0.1125, 0.1125, -0.1125]
+    np.testing.assert_allclose(reward_distances.epic(*toy).ravel(), expected, atol=1e-6)
+    expected = [-0.05, -0.5, -0.05, 0.5, 0, 0, 0, 0]
+    np.testing.assert_allclose(reward_distances.dard(*toy).ravel(), expected, atol=1e-6)
+
+
+def test_minimal_by_hand(toy):
+    canonical = reward_distances.minimal(*toy)
+    assert reward_distances.entrywise_norm(canonical, 2) == pytest.approx(0.501379, abs=1e-6)
+    expected = [[-0.276243, 0.251381], [-0.223757, 0.248619]]
+    np.testing.assert_allclose(canonical.sum(-1), expected, atol=1e-6)
+    weighted = reward_distances.minimal(*toy, weighted=True)
+    np.testing.assert_allclose(weighted[:, :, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_equivalent_and_opposite_rewards(toy, name):
+    mdp, reward = toy
+    other = reward_distances.shape(2.5 * reward, jnp.array([3.0, -1.0]), 0.9)
+    assert distance(mdp, reward, other, name) < 2e-6
+    assert distance(mdp, reward, -reward, name) == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("VAL-2-2", 0), ("Minimal-2-2", 0), ("EPIC-2-2", 1.754127), ("DARD-2-2", 1.842432)],
+)
+def test_impossible_transitions(toy, name, expected):
+    mdp, reward = toy
+    other = reward.at[0, 0, 1].set(5.0).at[1, 0, 0].set(-4.0)
+    assert distance(mdp, reward, other, name) == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("VAL-2-2", 0.199007), ("Minimal-2-2", 0.148250), ("EPIC-2-2", 1.266803),
+     ("DARD-2-2", 1.414214)],
+)
+def test_the_other_switch(toy, name, expected):
+    mdp, reward = toy
+    other = jnp.zeros((2, 2, 2)).at[1, 1, 0].set(1.0)
+    assert distance(mdp, reward, other, name) == pytest.approx(expected, abs=2e-6)
+
+
+def test_epic_is_one_minus_correlation(toy):
+    mdp, reward = toy
+    other = jnp.zeros((2, 2, 2)).at[1, 1, 0].set(1.0)
+    pair = [np.ravel(reward_distances.epic(mdp, r)) for r in (reward, other)]
+    correlation = np.corrcoef(*pair)[0, 1]
+    assert correlation == pytest.approx(0.197605, abs=1e-5)
+    half = 0.5 * distance(mdp, reward, other, "EPIC-2-2")
+    assert half == pytest.approx(math.sqrt((1 - correlation) / 2), abs=1e-5)
+
+
+def test_impossible_transitions_may_be_anything_where_they_do_not_count(toy):
+    mdp, reward = toy
+    wild = reward.at[0, 0, 1].set(jnp.nan).at[1, 0, 0].set(jnp.inf)
+    for name in ("VAL-2-2", "MinimalWeighted-weighted_2-weighted_inf"):
+        canonical = reward_metric(name).canonicalize(mdp, wild)
+        expected = reward_metric(name).canonicalize(mdp, reward)
+        np.testing.assert_array_equal(canonical, expected)
+
+
+def test_trivial_rewards(toy):
+    mdp, reward = toy
+    trivial = reward_distances.shape(jnp.full((2, 2, 2), 0.3), jnp.array([3.1, -1.7]), 0.9)
+    for name in STARC:
+        assert distance(mdp, trivial, jnp.zeros((2, 2, 2)), name) == 0
+        assert distance(mdp, reward, trivial, name) == pytest.approx(1.0, abs=1e-5)
+
+
+def equivalents(seed, states=8, actions=3):
+    """An MDP, a reward and an equivalent one, in the dtype in force."""
+    dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    keys = jax.random.split(jax.random.key(seed), 5)
+    mdp = random_mdps.random_mdp(keys[0], states, actions, 0.95, dtype=dtype)
+    reward = random_mdps.random_reward(keys[1], mdp)
+    potential = 5.0 * jax.random.normal(keys[2], (states,), dtype)
+    change = 5.0 * jax.random.normal(keys[3], reward.shape, dtype)
+    scale = jax.random.uniform(keys[4], (), dtype, 0.1, 10.0)
+    shaped = reward_distances.shape(scale * reward, potential, 0.95)
+    return mdp, reward, shaped, reward_distances.redistribute(mdp, shaped, change)
+
+
+@pytest.mark.parametrize("name", STARC)
+def test_invariances_in_double_precision(name):
+    with jax.enable_x64(True):
+        metric = reward_metric(name)
+
+        def far(seed):
+            mdp, reward, shaped, redistributed = equivalents(seed)
+            apart = lambda other: reward_distance(mdp, reward, other, metric)
+            return jnp.stack([apart(shaped), apart(redistributed), apart(-reward)])
+
+        found = jax.jit(jax.vmap(far))(jnp.arange(100))
+        trivial = np.isclose(found[:, 2], 0)  # a reward without an entry above 3
+        assert trivial.sum() < 20
+        np.testing.assert_allclose(found[:, :2], 0.0, atol=1e-9)
+        np.testing.assert_allclose(found[~trivial, 2], 2.0, atol=1e-9)
+
+
+def test_epic_and_dard_see_redistribution():
+    mdp, reward, shaped, redistributed = equivalents(3)
+    for name in ("EPIC-2-2", "DARD-2-2"):
+        assert distance(mdp, reward, shaped, name) < 1e-4
+        assert distance(mdp, reward, redistributed, name) > 0.05
+
+
+def test_the_least_norm_is_least():
+    mdp, reward, _, _ = equivalents(1)
+    minimal = reward_distances.minimal(mdp, reward)
+    least = reward_distances.entrywise_norm(minimal, 2)
+    for name in ("VAL", "MinimalPotential", "MinimalWeighted"):
+        canonical = reward_distances.CANONICAL[name](mdp, reward)
+        assert reward_distances.entrywise_norm(canonical, 2) >= least * (1 - 1e-5)
+    weights = mdp.transitions
+    least = reward_distances.entrywise_norm(
+        reward_distances.minimal(mdp, reward, weighted=True), 2, weights)
+    assert reward_distances.entrywise_norm(minimal, 2, weights) >= least * (1 - 1e-5)
+    shaped = reward_distances.minimal_potential(mdp, reward)
+    assert reward_distances.entrywise_norm(shaped, 2) <= reward_distances.entrywise_norm(
+        reward_distances.value_potential(mdp, reward), 2)
+
+
+def test_canonical_rewards_are_equivalent_to_their_reward():
+    mdp, reward, _, _ = equivalents(2)
+    worst = jax.jit(finite_mdp.worst_case_regret)
+    for name in ("VAL", "Minimal", "MinimalWeighted", "VALPotential", "EPIC"):
+        canonical = reward_distances.CANONICAL[name](mdp, reward)
+        assert worst(mdp, reward, canonical) < 1e-3
+        again = reward_distances.CANONICAL[name](mdp, canonical)
+        np.testing.assert_allclose(again, canonical, atol=2e-4)
+
+
+def test_distance_bounds_regret_on_both_sides():
+    def one(seed):
+        keys = jax.random.split(jax.random.key(seed), 3)
+        mdp = random_mdps.random_mdp(keys[0], 5, 3, 0.7)
+        first, second = (random_mdps.random_reward(k, mdp) for k in keys[1:])
+        lower, upper = reward_distances.regret_bounds(mdp)
+        apart = reward_distance(mdp, first, second, reward_metric("VAL-2-2"))
+        matters = finite_mdp.return_range(mdp, first) > 0
+        regret = finite_mdp.worst_case_regret(mdp, first, second)
+        return jnp.where(matters, lower * apart, 0.0), regret, upper * apart
+
+    lower, regret, upper = jax.jit(jax.vmap(one))(jnp.arange(60))
+    assert (lower <= regret + 1e-3).all() and (regret <= upper + 1e-3).all()
+    assert (lower > 0.005).any() and np.std(regret) > 0.1
+
+
+def test_norms():
+    values = jnp.array([3.0, -4.0]).reshape(1, 2, 1)
+    weights = jnp.array([0.5, 0.25]).reshape(1, 2, 1)
+    norm = reward_distances.entrywise_norm
+    assert norm(values, 1) == 7 and norm(values, 2) == pytest.approx(5)
+    assert norm(values, math.inf) == 4 and norm(0 * values, 2) == 0
+    assert norm(values, 1, weights) == pytest.approx(2.5)
+    assert norm(values, 2, weights) == pytest.approx(math.sqrt(0.5 * 9 + 0.25 * 16))
+    assert norm(values, math.inf, weights) == pytest.approx(1.5)
+    assert norm(jnp.full((1, 1, 2), 1e30), 2) == pytest.approx(1e30 * math.sqrt(2))
+
+
+def test_pseudometric():
+    mdp, a, _, _ = equivalents(4)
+    b, c = (random_mdps.random_reward(jax.random.key(i), mdp) for i in (11, 12))
+    for name in (*ALL, "VAL-1-inf", "VAL-weighted_1-1"):
+        ab, bc, ac = (distance(mdp, *p, name) for p in ((a, b), (b, c), (a, c)))
+        assert distance(mdp, a, a, name) == 0
+        assert ab == pytest.approx(distance(mdp, b, a, name), rel=1e-5)
+        assert ac <= ab + bc + 1e-5 and ab > 1e-4
+
+
+def test_vmap_over_mdps_and_gradients():
+    mdps, rewards = zip(*((m, r) for m, r, _, _ in (equivalents(s) for s in range(3))))
+    stacked = FiniteMDP(
+        jnp.stack([m.transitions for m in mdps]), jnp.stack([m.start for m in mdps]), 0.95)
+    other = random_mdps.random_reward(jax.random.key(9), mdps[0])
+    apart = lambda m, r: reward_distance(m, r, other, reward_metric("VAL-2-2"))
+    together = jax.vmap(apart, (FiniteMDP(0, 0, None), 0))(stacked, jnp.stack(rewards))
+    np.testing.assert_allclose(together, [apart(m, r) for m, r in zip(mdps, rewards)], atol=1e-5)
+    slope = jax.grad(lambda r: apart(mdps[0], r))(rewards[0])
+    assert np.isfinite(slope).all()
+    assert abs((slope * rewards[0]).sum()) < 1e-4  # scale does not matter
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("VAL-2", "metric = 'VAL-2'"), ("VALUE-2-2", "canonicalisation = 'VALUE'"),
+     ("VAL-3-2", "norm = '3'"), ("VAL-2-0", "norm = '0'")],
+)
+def test_bad_names(name, message):
+    with pytest.raises(ValueError, match=message):
+        reward_metric(name)
+
+
+def test_random_rewards_and_what_lies_between():
+    mdp = random_mdps.random_mdp(jax.random.key(0), 32, 4, 0.95)
+    np.testing.assert_allclose(mdp.transitions.sum(-1), 1.0, atol=1e-5)
+    assert 0.7 < (mdp.transitions == 0).mean() < 0.95
+    rewards = jax.vmap(lambda k: random_mdps.random_reward(k, mdp))(
+        jax.random.split(jax.random.key(1), 300))
+    entries = rewards.reshape(300, -1)
+    # Sparse and not shaped: with probability 0.1, and then nearly all entries are equal.
+    equal = (entries == jnp.median(entries, axis=1, keepdims=True)).mean(1) > 0.9
+    assert abs(equal.mean() - 0.1) < 5 * math.sqrt(0.09 / 300)
+    path = random_mdps.between(rewards[0], rewards[1], 4)
+    np.testing.assert_allclose(path[-1], rewards[1], atol=1e-4)
+    np.testing.assert_allclose(path[1], 0.5 * (rewards[0] + rewards[1]), atol=1e-4)
+    with pytest.raises(ValueError, match="discount = 1.5"):
+        random_mdps.random_mdp(jax.random.key(0), 3, 2, 1.5)
