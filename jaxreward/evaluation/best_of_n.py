@@ -102,7 +102,10 @@ def over_optimization(kl: Float[Array, "N"], gold: Float[Array, "N"]) -> OverOpt
       kl: >= 0, from 0 upwards; at least three values.
       gold: the gold reward there.
     """
-    root = jnp.sqrt(kl)
-    design = jnp.stack([root, -jnp.square(root)], axis=-1)
-    alpha, beta = jnp.linalg.lstsq(design, gold - gold[0])[0]
+    root, gain = jnp.sqrt(kl), gold - gold[0]
+    # Least squares with the inputs d and -d^2: two equations in two unknowns.
+    s2, s3, s4 = jnp.sum(kl), jnp.sum(kl * root), jnp.sum(jnp.square(kl))
+    first, second = jnp.sum(root * gain), -jnp.sum(kl * gain)
+    whole = s2 * s4 - jnp.square(s3)
+    alpha, beta = (s4 * first + s3 * second) / whole, (s3 * first + s2 * second) / whole
     return OverOptimization(jnp.max(gold) - gold[-1], jnp.argmax(gold), alpha, beta)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxreward.checks import Number, check_number
+from jaxreward.evaluation import elimination
 
 _CUTS = 16  # of the search for the worst case; each adds a vertex of a polygon
 
@@ -89,7 +90,7 @@ def _solve(mdp: FiniteMDP, one_step: Array, policy: Array) -> Array:
     chain = jnp.einsum("sa,sat->st", policy, mdp.transitions)
     gain = jnp.sum(policy * one_step, axis=-1)
     identity = jnp.eye(gain.shape[0], dtype=gain.dtype)
-    return jnp.linalg.solve(identity - _discount(mdp) * chain, gain)
+    return elimination.solve(identity - _discount(mdp) * chain, gain)
 
 
 def _discount(mdp: FiniteMDP) -> Array:
@@ -151,9 +152,14 @@ def extreme_policies(
 
 
 def return_range(mdp: FiniteMDP, reward: Float[Array, "S A S"]) -> Float[Array, ""]:
-    """Greatest minus least return of any policy; 0 for a trivial reward."""
-    best, worst = extreme_policies(mdp, reward)
-    return _gap(mdp, reward, best, worst)
+    """Greatest minus least return of any policy; 0 for a reward trivial up to rounding."""
+    return _range(mdp, reward, *extreme_policies(mdp, reward))
+
+
+def _range(mdp: FiniteMDP, reward: Array, best: Array, worst: Array) -> Array:
+    gap = _gap(mdp, reward, best, worst)
+    size = jnp.max(jnp.abs(expected_reward(mdp, reward))) / (1.0 - _discount(mdp))
+    return jnp.where(gap > 64 * jnp.finfo(gap.dtype).eps * size, gap, 0.0)
 
 
 def _gap(mdp: FiniteMDP, reward: Array, first: Array, second: Array) -> Array:
@@ -171,7 +177,7 @@ def optimal_policy_regret(
     own = [extreme_policies(mdp, reward) for reward in (first, second)]
 
     def regret(reward, best, worst, other):
-        return _share(_gap(mdp, reward, best, other), _gap(mdp, reward, best, worst))
+        return _share(_gap(mdp, reward, best, other), _range(mdp, reward, best, worst))
 
     return 0.5 * (regret(first, *own[0], own[1][0]) + regret(second, *own[1], own[0][0]))
 

@@ -10,11 +10,11 @@ Potential shaping by `phi` adds `discount * phi(s') - phi(s)`. Rewards are `[S, 
 import math
 from typing import Callable, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxreward.checks import check_choice
+from jaxreward.evaluation import elimination
 from jaxreward.evaluation.finite_mdp import (
     FiniteMDP, action_advantages, expected_reward, state_values, uniform_policy,
 )
@@ -148,7 +148,7 @@ def minimal(
     length = jnp.linalg.norm(mdp.transitions, axis=-1)
     scale = jnp.ones_like(length) if weighted else 1.0 / length
     matrix = (scale[:, :, None] * rows).reshape(states * actions, states)
-    potential = _least_squares(matrix, -(scale * target).reshape(states * actions))
+    potential = elimination.least_squares(matrix, -(scale * target).reshape(states * actions))
     level = target + rows @ potential
     if weighted:
         return _level(mdp, level)
@@ -162,23 +162,17 @@ def minimal_potential(mdp: FiniteMDP, reward: Float[Array, "S A S"]) -> Float[Ar
     rows = mdp.discount * identity[None, :, :] - identity[:, None, :]
     matrix = jnp.broadcast_to(rows[:, None], (states, actions, states, states))
     size = states * actions * states
-    potential = _least_squares(matrix.reshape(size, states), -reward.reshape(size))
+    potential = elimination.least_squares(matrix.reshape(size, states), -reward.reshape(size))
     return shape(reward, potential, mdp.discount)
-
-
-def _least_squares(matrix: Array, target: Array) -> Array:
-    """For full column rank, which `discount` < 1 gives."""
-    q, r = jnp.linalg.qr(matrix)
-    return jax.scipy.linalg.solve_triangular(r, q.T @ target)
 
 
 # Norms and metrics
 
 
 def entrywise_norm(
-    values: Float[Array, "S A S"],
+    values: Float[Array, "*shape"],
     order: float | int,
-    weights: Float[Array, "S A S"] | None = None,
+    weights: Float[Array, "*shape"] | None = None,
 ) -> Float[Array, ""]:
     """`(sum weights |values|^order)^(1/order)`, or `max weights |values|` for infinite order.
 
@@ -197,7 +191,8 @@ def entrywise_norm(
         return jnp.max(weights * size)
     top = jnp.max(size)  # so that powers neither overflow nor underflow
     safe = jnp.where(top > 0, top, 1.0)
-    return top * jnp.sum(weights * (size / safe) ** order) ** (1.0 / order)
+    total = jnp.sum(weights * (size / safe) ** order)
+    return top * jnp.where(top > 0, total, 1.0) ** (1.0 / order)
 
 
 CANONICAL: dict[str, Canonicalize] = {

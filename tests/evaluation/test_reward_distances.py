@@ -26,20 +26,27 @@ def switch():
     return finite_mdp.make_mdp(transitions, 0.9), jnp.zeros((2, 2, 2)).at[0, 1, 1].set(1.0)
 
 
-@functools.cache
-def compiled(name):
-    return jax.jit(functools.partial(reward_distance, metric=reward_metric(name)))
+@jax.jit
+def distances(mdp, first, second):
+    """By every metric, so that one program serves all tests of a shape."""
+    names = (*ALL, "VAL-1-inf", "VAL-weighted_1-1")
+    return {name: reward_distance(mdp, first, second, reward_metric(name)) for name in names}
+
+
+@jax.jit
+def canonical_rewards(mdp, reward):
+    return {name: function(mdp, reward) for name, function in reward_distances.CANONICAL.items()}
 
 
 def distance(mdp, first, second, name):
-    return float(compiled(name)(mdp, first, second))
+    return float(distances(mdp, first, second)[name])
 
 
 def test_value_adjusted_by_hand(toy):
     mdp, reward = toy
     values = finite_mdp.state_values(mdp, reward, finite_mdp.uniform_policy(mdp))
     np.testing.assert_allclose(values, [2.75, 2.25], rtol=1e-5)
-    canonical = reward_distances.value_adjusted(mdp, reward)
+    canonical = canonical_rewards(mdp, reward)["VAL"]
     expected = np.array([[-0.275, 0.275], [-0.225, 0.225]])
     np.testing.assert_allclose(canonical, expected[:, :, None].repeat(2, 2), atol=1e-6)
     assert reward_distances.entrywise_norm(canonical, 2) == pytest.approx(0.710634, abs=1e-6)
@@ -47,17 +54,17 @@ def test_value_adjusted_by_hand(toy):
 
 def test_epic_and_dard_by_hand(toy):
     expected = [-0.1375, -0.3625, -0.1375, 0.6375, 0.1125, -0.1125, 0.1125, -0.1125]
-    np.testing.assert_allclose(reward_distances.epic(*toy).ravel(), expected, atol=1e-6)
+    np.testing.assert_allclose(canonical_rewards(*toy)["EPIC"].ravel(), expected, atol=1e-6)
     expected = [-0.05, -0.5, -0.05, 0.5, 0, 0, 0, 0]
-    np.testing.assert_allclose(reward_distances.dard(*toy).ravel(), expected, atol=1e-6)
+    np.testing.assert_allclose(canonical_rewards(*toy)["DARD"].ravel(), expected, atol=1e-6)
 
 
 def test_minimal_by_hand(toy):
-    canonical = reward_distances.minimal(*toy)
+    canonical = canonical_rewards(*toy)["Minimal"]
     assert reward_distances.entrywise_norm(canonical, 2) == pytest.approx(0.501379, abs=1e-6)
     expected = [[-0.276243, 0.251381], [-0.223757, 0.248619]]
     np.testing.assert_allclose(canonical.sum(-1), expected, atol=1e-6)
-    weighted = reward_distances.minimal(*toy, weighted=True)
+    weighted = canonical_rewards(*toy)["MinimalWeighted"]
     np.testing.assert_allclose(weighted[:, :, 0], expected, atol=1e-6)
 
 
@@ -93,7 +100,7 @@ def test_the_other_switch(toy, name, expected):
 def test_epic_is_one_minus_correlation(toy):
     mdp, reward = toy
     other = jnp.zeros((2, 2, 2)).at[1, 1, 0].set(1.0)
-    pair = [np.ravel(reward_distances.epic(mdp, r)) for r in (reward, other)]
+    pair = [np.ravel(canonical_rewards(mdp, r)["EPIC"]) for r in (reward, other)]
     correlation = np.corrcoef(*pair)[0, 1]
     assert correlation == pytest.approx(0.197605, abs=1e-5)
     half = 0.5 * distance(mdp, reward, other, "EPIC-2-2")
@@ -103,10 +110,9 @@ def test_epic_is_one_minus_correlation(toy):
 def test_impossible_transitions_may_be_anything_where_they_do_not_count(toy):
     mdp, reward = toy
     wild = reward.at[0, 0, 1].set(jnp.nan).at[1, 0, 0].set(jnp.inf)
-    for name in ("VAL-2-2", "MinimalWeighted-weighted_2-weighted_inf"):
-        canonical = reward_metric(name).canonicalize(mdp, wild)
-        expected = reward_metric(name).canonicalize(mdp, reward)
-        np.testing.assert_array_equal(canonical, expected)
+    found, expected = canonical_rewards(mdp, wild), canonical_rewards(mdp, reward)
+    for name in ("VAL", "Minimal", "MinimalWeighted"):
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_trivial_rewards(toy):
@@ -117,9 +123,13 @@ def test_trivial_rewards(toy):
         assert distance(mdp, reward, trivial, name) == pytest.approx(1.0, abs=1e-5)
 
 
-def equivalents(seed, states=8, actions=3):
-    """An MDP, a reward and an equivalent one, in the dtype in force."""
-    dtype = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+def equivalents(seed):
+    """An MDP, a reward and two equivalent ones."""
+    return _equivalents(seed, jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _equivalents(seed, dtype, states=8, actions=3):
     keys = jax.random.split(jax.random.key(seed), 5)
     mdp = random_mdps.random_mdp(keys[0], states, actions, 0.95, dtype=dtype)
     reward = random_mdps.random_reward(keys[1], mdp)
@@ -127,22 +137,22 @@ def equivalents(seed, states=8, actions=3):
     change = 5.0 * jax.random.normal(keys[3], reward.shape, dtype)
     scale = jax.random.uniform(keys[4], (), dtype, 0.1, 10.0)
     shaped = reward_distances.shape(scale * reward, potential, 0.95)
+    mdp = mdp._replace(discount=jnp.asarray(0.95, dtype))
     return mdp, reward, shaped, reward_distances.redistribute(mdp, shaped, change)
 
 
-@pytest.mark.parametrize("name", STARC)
-def test_invariances_in_double_precision(name):
+def test_invariances_in_double_precision():
+    metrics = [reward_metric(name) for name in STARC]
     with jax.enable_x64(True):
-        metric = reward_metric(name)
 
         def far(seed):
-            mdp, reward, shaped, redistributed = equivalents(seed)
-            apart = lambda other: reward_distance(mdp, reward, other, metric)
-            return jnp.stack([apart(shaped), apart(redistributed), apart(-reward)])
+            mdp, reward, *others = _equivalents(seed, jnp.float64)
+            apart = lambda other: [reward_distance(mdp, reward, other, m) for m in metrics]
+            return jnp.array([apart(other) for other in (*others, -reward)])
 
-        found = jax.jit(jax.vmap(far))(jnp.arange(100))
-        trivial = np.isclose(found[:, 2], 0)  # a reward without an entry above 3
-        assert trivial.sum() < 20
+        found = np.asarray(jax.jit(jax.vmap(far))(jnp.arange(200)))  # [seeds, others, metrics]
+        trivial = np.isclose(found[:, 2, 0], 0)  # a reward without a possible entry above 3
+        assert trivial.sum() < 40
         np.testing.assert_allclose(found[:, :2], 0.0, atol=1e-9)
         np.testing.assert_allclose(found[~trivial, 2], 2.0, atol=1e-9)
 
@@ -155,35 +165,34 @@ def test_epic_and_dard_see_redistribution():
 
 
 def test_the_least_norm_is_least():
-    mdp, reward, _, _ = equivalents(1)
-    minimal = reward_distances.minimal(mdp, reward)
+    mdp, reward = equivalents(1)[0], jax.random.normal(jax.random.key(7), (8, 3, 8))
+    found = canonical_rewards(mdp, reward)
+    minimal = found["Minimal"]
     least = reward_distances.entrywise_norm(minimal, 2)
     for name in ("VAL", "MinimalPotential", "MinimalWeighted"):
-        canonical = reward_distances.CANONICAL[name](mdp, reward)
-        assert reward_distances.entrywise_norm(canonical, 2) >= least * (1 - 1e-5)
+        assert reward_distances.entrywise_norm(found[name], 2) >= least * (1 - 1e-5)
     weights = mdp.transitions
-    least = reward_distances.entrywise_norm(
-        reward_distances.minimal(mdp, reward, weighted=True), 2, weights)
+    least = reward_distances.entrywise_norm(found["MinimalWeighted"], 2, weights)
     assert reward_distances.entrywise_norm(minimal, 2, weights) >= least * (1 - 1e-5)
-    shaped = reward_distances.minimal_potential(mdp, reward)
-    assert reward_distances.entrywise_norm(shaped, 2) <= reward_distances.entrywise_norm(
-        reward_distances.value_potential(mdp, reward), 2)
+    shaped = [reward_distances.entrywise_norm(found[name], 2)
+              for name in ("MinimalPotential", "VALPotential")]
+    assert shaped[0] <= shaped[1]
 
 
 def test_canonical_rewards_are_equivalent_to_their_reward():
-    mdp, reward, _, _ = equivalents(2)
+    mdp, reward = equivalents(2)[0], jax.random.normal(jax.random.key(7), (8, 3, 8))
     worst = jax.jit(finite_mdp.worst_case_regret)
     for name in ("VAL", "Minimal", "MinimalWeighted", "VALPotential", "EPIC"):
-        canonical = reward_distances.CANONICAL[name](mdp, reward)
+        canonical = canonical_rewards(mdp, reward)[name]
         assert worst(mdp, reward, canonical) < 1e-3
-        again = reward_distances.CANONICAL[name](mdp, canonical)
+        again = canonical_rewards(mdp, canonical)[name]
         np.testing.assert_allclose(again, canonical, atol=2e-4)
 
 
 def test_distance_bounds_regret_on_both_sides():
     def one(seed):
         keys = jax.random.split(jax.random.key(seed), 3)
-        mdp = random_mdps.random_mdp(keys[0], 5, 3, 0.7)
+        mdp = random_mdps.random_mdp(keys[0], 4, 3, 0.7)
         first, second = (random_mdps.random_reward(k, mdp) for k in keys[1:])
         lower, upper = reward_distances.regret_bounds(mdp)
         apart = reward_distance(mdp, first, second, reward_metric("VAL-2-2"))
@@ -219,16 +228,20 @@ def test_pseudometric():
 
 
 def test_vmap_over_mdps_and_gradients():
-    mdps, rewards = zip(*((m, r) for m, r, _, _ in (equivalents(s) for s in range(3))))
+    mdps = [equivalents(seed)[0] for seed in range(3)]
+    rewards = jax.random.normal(jax.random.key(8), (3, 8, 3, 8))
     stacked = FiniteMDP(
-        jnp.stack([m.transitions for m in mdps]), jnp.stack([m.start for m in mdps]), 0.95)
-    other = random_mdps.random_reward(jax.random.key(9), mdps[0])
-    apart = lambda m, r: reward_distance(m, r, other, reward_metric("VAL-2-2"))
-    together = jax.vmap(apart, (FiniteMDP(0, 0, None), 0))(stacked, jnp.stack(rewards))
+        jnp.stack([m.transitions for m in mdps]), jnp.stack([m.start for m in mdps]),
+        jnp.float32(0.95))
+    other = jax.random.normal(jax.random.key(9), (8, 3, 8))
+    apart = jax.jit(lambda m, r: reward_distance(m, r, other, reward_metric("VAL-2-2")))
+    together = jax.vmap(apart, (FiniteMDP(0, 0, None), 0))(stacked, rewards)
     np.testing.assert_allclose(together, [apart(m, r) for m, r in zip(mdps, rewards)], atol=1e-5)
-    slope = jax.grad(lambda r: apart(mdps[0], r))(rewards[0])
-    assert np.isfinite(slope).all()
-    assert abs((slope * rewards[0]).sum()) < 1e-4  # scale does not matter
+    slope = jax.jit(jax.grad(apart, argnums=1))
+    dense = rewards[0]
+    found = slope(mdps[0], dense)
+    assert np.abs(found).max() > 1e-3 and abs((found * dense).sum()) < 1e-4  # scale is no matter
+    assert np.isfinite(slope(mdps[0], jnp.zeros_like(dense))).all()
 
 
 @pytest.mark.parametrize(
@@ -242,10 +255,10 @@ def test_bad_names(name, message):
 
 
 def test_random_rewards_and_what_lies_between():
-    mdp = random_mdps.random_mdp(jax.random.key(0), 32, 4, 0.95)
+    mdp = random_mdps.random_mdp(jax.random.key(0), 16, 4, 0.95)
     np.testing.assert_allclose(mdp.transitions.sum(-1), 1.0, atol=1e-5)
     assert 0.7 < (mdp.transitions == 0).mean() < 0.95
-    rewards = jax.vmap(lambda k: random_mdps.random_reward(k, mdp))(
+    rewards = jax.jit(jax.vmap(lambda k: random_mdps.random_reward(k, mdp)))(
         jax.random.split(jax.random.key(1), 300))
     entries = rewards.reshape(300, -1)
     # Sparse and not shaped: with probability 0.1, and then nearly all entries are equal.
