@@ -1,6 +1,10 @@
-"""The noise bench's runs: one noise for each member, one remedy for each arm, one program."""
+"""The noise bench's runs: one noise for each member, one remedy for each arm, one program.
 
-from typing import Any
+Two such programs: every remedy is tuned under every noise over learning rates x KL coefficients,
+on seeds of its own, and then run at its best on the seeds that are reported.
+"""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +30,23 @@ PROVIDED = digits_training.PROVIDED + tuple(
     for name in (
         "noise", "answer_id", "reference_id", "output_id", "hit", "second",
         "by_prompt_false_positive", "by_prompt_false_negative",
-        "by_sample_false_positive", "by_sample_false_negative",
+        "by_sample_false_positive", "by_sample_false_negative", "predicted", "reference_rewards",
     )
 )  # fmt: skip
+
+REFERENCES = 4
+"""Answers of the start that a prompt's rewards are centred on."""
+
+REFERENCE = "reference/"
+"""Entries of `aux` that describe them."""
 
 
 def one_of(noises: list[RewardTransform]) -> RewardTransform:
     """The noise with number `aux["noise"]`, so that runs with different noises share a program.
 
-    Also sets `aux["verdicts"]` `[P, G, 3]`: whether the reward exceeds a half, for this draw and two
-    more; NaN where it is missing.
+    Also sets `aux["verdicts"]` `[P, G, 3]`: whether the reward exceeds a half, for this draw and
+    two more; and `aux["reference_rewards"]` `[P, M]`, what the noise makes of the reference
+    answers. NaN where missing.
     """
 
     def drawn(key: jax.Array, signal: Signal) -> tuple[jax.Array, jax.Array]:
@@ -50,14 +61,30 @@ def one_of(noises: list[RewardTransform]) -> RewardTransform:
         signal = base.keep_true_rewards(signal)
         draws = [drawn(jax.random.fold_in(key, i), signal) for i in range(VERDICTS)]
         seen = [jnp.where(m, (r > 0.5).astype(jnp.float32), jnp.nan) for r, m in draws]
+        references, there = drawn(jax.random.fold_in(key, VERDICTS), _references(signal))
         rewards, mask = draws[0]
-        signal = signal.with_aux(verdicts=jnp.stack(seen, axis=-1))
+        signal = signal.with_aux(
+            verdicts=jnp.stack(seen, axis=-1),
+            reference_rewards=jnp.where(there, references, jnp.nan),
+        )
         return signal.replace(rewards=jnp.where(mask, rewards, 0.0), mask=mask)
 
     reads = {field for noise in noises for field in noise.spec.reads} | {"aux/noise"}
-    writes = ("rewards", "mask", "aux/true_rewards", "aux/verdicts")
+    writes = ("rewards", "mask", "aux/true_rewards", "aux/verdicts", "aux/reference_rewards")
     spec = Spec("one_of", "noise", tuple(sorted(reads)), writes, reward_map="nonlinear")
     return base.stateless(update, spec)
+
+
+def _references(signal: Signal) -> Signal:
+    """The signal of the reference answers."""
+    own = {
+        name.removeprefix(REFERENCE): value
+        for name, value in signal.aux.items()
+        if name.startswith(REFERENCE)
+    }
+    true = own["true_rewards"]
+    aux = {**signal.aux, **own}
+    return signal.replace(rewards=true, mask=jnp.ones(true.shape, bool), aux=aux)
 
 
 def build_arms(config: ml_collections.ConfigDict) -> dict[str, RewardTransform]:
@@ -99,63 +126,120 @@ def _users_own(path: str) -> list[RewardTransform]:
     return [found] if "advantages" in found.spec.writes else [found, advantage.rloo()]
 
 
-def make_hyper(config: ml_collections.ConfigDict, arms: int) -> dict[str, jax.Array]:
-    """Knobs of every run, `[A, M]`: noise x learning rate x seed, seed fastest."""
-    noises, rates = len(config.noises), config.learning_rates
-    seeds = config.seeds + config.tuning_seeds
-    shape = (noises, len(rates), seeds)
+class Settings(NamedTuple):
+    """What each remedy is trained with under each noise: `[arms, noises, C]`."""
+
+    learning_rate: np.ndarray
+    kl_coefficient: np.ndarray
+
+
+class Outcome(NamedTuple):
+    """Test success `[arms, noises, seeds]` and the settings chosen for it, `C` = 1."""
+
+    success: np.ndarray
+    chosen: Settings
+
+
+def train(config: ml_collections.ConfigDict, arms: dict[str, RewardTransform]) -> Outcome:
+    """Tunes every remedy under every noise, and trains it at its best."""
+    grid = candidates(config, len(arms))
+    tuned = _success(config, arms, grid, range(config.seeds, config.seeds + config.tuning_seeds))
+    chosen = best(grid, tuned)
+    success = _success(config, arms, chosen, range(config.seeds))
+    return Outcome(success[:, :, 0], chosen)
+
+
+def candidates(config: ml_collections.ConfigDict, arms: int) -> Settings:
+    """Every learning rate with every KL coefficient, for each remedy and noise."""
+    pairs = np.meshgrid(config.learning_rates, config.kl_coefficients, indexing="ij")
+    shape = (arms, len(config.noises), pairs[0].size)
+    return Settings(*(np.broadcast_to(own.reshape(-1), shape) for own in pairs))
+
+
+def best(grid: Settings, success: np.ndarray) -> Settings:
+    """The candidates, `C` = 1, with the highest mean of `success` `[arms, noises, C, seeds]`."""
+    place = np.argmax(success.mean(axis=-1), axis=-1)[..., None]
+    return Settings(*(np.take_along_axis(own, place, axis=-1) for own in grid))
+
+
+def make_hyper(
+    config: ml_collections.ConfigDict, settings: Settings, seeds: int
+) -> dict[str, jax.Array]:
+    """Knobs of every run, `[A, M]`: noise x candidate x seed, seed fastest."""
+    arms, noises, count = settings.learning_rate.shape
+    shape = (arms, noises, count, seeds)
     told = np.asarray([config.noises[name].rates for name in config.noises], np.float32)
     columns = {
-        "noise": np.arange(noises, dtype=np.int32)[:, None, None],
-        "learning_rate": np.asarray(rates, np.float32)[None, :, None],
-        "seed": np.arange(seeds, dtype=np.int32)[None, None, :],
-        "kl_coefficient": np.full((1, 1, 1), config.kl_coefficient, np.float32),
-        "false_positive": told[:, 0][:, None, None],
-        "false_negative": told[:, 1][:, None, None],
+        "noise": np.arange(noises, dtype=np.int32)[None, :, None, None],
+        "learning_rate": settings.learning_rate.astype(np.float32)[..., None],
+        "kl_coefficient": settings.kl_coefficient.astype(np.float32)[..., None],
+        "seed": np.arange(seeds, dtype=np.int32)[None, None, None, :],
+        "false_positive": told[:, 0][None, :, None, None],
+        "false_negative": told[:, 1][None, :, None, None],
     }
-    flat = {name: np.broadcast_to(value, shape).reshape(-1) for name, value in columns.items()}
-    return {name: jnp.asarray(np.tile(value, (arms, 1))) for name, value in flat.items()}
+    return {
+        name: jnp.asarray(np.broadcast_to(value, shape).reshape(arms, -1))
+        for name, value in columns.items()
+    }
 
 
-def train(config: ml_collections.ConfigDict, arms: dict[str, RewardTransform]) -> np.ndarray:
-    """Final test success `[arms, noises, learning rates, seeds]`; the last seeds are to tune on."""
+def _success(
+    config, arms: dict[str, RewardTransform], settings: Settings, seeds: range
+) -> np.ndarray:
+    """Final test success `[arms, noises, C, seeds]` on the seeds with these numbers."""
     own = ml_collections.ConfigDict(dict(config.items()))
-    own.seeds = config.seeds + config.tuning_seeds
+    own.seeds = seeds.stop
     problem = digits_training.load_problem(own)
-    hyper = make_hyper(config, len(arms))
+    problem = problem._replace(
+        train=problem.train[seeds.start :],
+        test=problem.test[seeds.start :],
+        starts=jax.tree.map(lambda leaf: leaf[seeds.start :], problem.starts),
+    )
+    hyper = make_hyper(config, settings, len(seeds))
     population = digits_training.make_population(own, problem, arms, hyper)
-    many = make_step(own, problem, population, hyper)
+    many = make_step(config, problem, population, hyper, seeds)
     state = digits_training.start_state(own, problem, population)
-    calls = max(own.steps // CALL, 1)
-    for done in tqdm.trange(calls, desc="noise bench", unit="call", mininterval=10.0):
-        state = many(state, own.steps // calls + (done < own.steps % calls))
+    calls = max(config.steps // CALL, 1)
+    what = "tune" if seeds.start else "compare"
+    for done in tqdm.trange(calls, desc=f"noise bench, {what}", unit="call", mininterval=10.0):
+        state = many(state, config.steps // calls + (done < config.steps % calls))
     found = digits_training.make_evaluate(problem, population)(state)
-    shape = (len(config.noises), len(config.learning_rates), own.seeds)
+    shape = settings.learning_rate.shape[1:] + (len(seeds),)
     return np.stack([np.asarray(found[a]["eval/success"]).reshape(shape) for a in arms])
 
 
-def make_step(config, problem: Problem, population, hyper):
+def make_step(config, problem: Problem, population, hyper, seeds: range):
     """`(state, updates) -> state`."""
-    prompts, seeds = config.prompts_per_step, config.seeds
+    prompts, numbers = config.prompts_per_step, jnp.arange(seeds.start, seeds.stop)
+    rows = jnp.arange(len(seeds))
     by_run = {
         name: jnp.broadcast_to(hyper[name].reshape(-1, 1), (hyper[name].size, prompts))
         for name in ("false_positive", "false_negative", "noise")
     }
     data_key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
-    def draw(seed, step):
+    def draw(row, seed, step):
         key = jax.random.fold_in(jax.random.fold_in(data_key, seed), step)
-        return problem.train[seed][jax.random.randint(key, (prompts,), 0, problem.train.shape[1])]
+        train = problem.train[row]
+        return train[jax.random.randint(key, (prompts,), 0, train.shape[0])]
+
+    def ask_start(key, params, features):
+        log_p = digits_training.log_distribution(params, features)
+        draws = jax.random.categorical(key, log_p, shape=(REFERENCES, prompts))
+        return draws.T.astype(jnp.int32)
 
     def one(state):
-        index = jax.vmap(draw, in_axes=(0, None))(jnp.arange(seeds), state.runs.step[0])
-        trajectories = population.rollout(state, problem.features[index])
+        step = state.runs.step[0]
+        index = jax.vmap(draw, in_axes=(0, 0, None))(rows, numbers, step)
+        features = problem.features[index]
+        trajectories = population.rollout(state, features)
+        keys = jax.random.split(jax.random.fold_in(data_key, step + (1 << 20)), 2 + len(seeds))
+        references = population.per_seed(jax.vmap(ask_start)(keys[2:], problem.starts, features))
         ids, answers = population.per_seed(index), population.per_seed(problem.answers[index])
-        key = jax.random.fold_in(data_key, state.runs.step[0] + (1 << 20))
-        aux = {**by_run, **describe(key, ids, answers, trajectories.actions)}
+        aux = describe(keys[0], ids, answers, trajectories.actions)
+        aux |= by_run | describe_references(keys[1], ids, answers, references)
         true = aux["true_rewards"]
-        mask = jnp.ones(true.shape, bool)
-        return population.update(state, true, mask, trajectories, aux)[0]
+        return population.update(state, true, jnp.ones(true.shape, bool), trajectories, aux)[0]
 
     def run(state, updates):
         return jax.lax.fori_loop(0, updates, lambda _, own: one(own), state)
@@ -163,16 +247,35 @@ def make_step(config, problem: Problem, population, hyper):
     return jax.jit(run, donate_argnums=0)
 
 
-def describe(key: jax.Array, ids: jax.Array, answers: jax.Array, actions: jax.Array) -> dict[str, Any]:
+BY_SAMPLE = (
+    "true_rewards", "answer_id", "output_id", "hit", "by_sample_false_positive",
+    "by_sample_false_negative",
+)  # fmt: skip
+"""What `describe` says of answers, and noises look at."""
+
+
+def describe_references(key, ids, answers, references) -> dict[str, Any]:
+    """`describe` of the reference answers `[R, P, M]`, under names of their own."""
+    found = describe(key, ids, answers, references)
+    return {REFERENCE + name: found[name] for name in BY_SAMPLE}
+
+
+def describe(
+    key: jax.Array, ids: jax.Array, answers: jax.Array, actions: jax.Array
+) -> dict[str, Any]:
     """What the noises and remedies look at, for ids and answers `[R, P]`, actions `[R, P, G]`.
 
     Prompts with an odd id have a false negative rate of .6, the others none, and .3 and .1 of false
     positives; samples likewise by whether the digit they name is odd. The verifier with a
-    hole accepts every 0. `second` is another judge, right with probability .7.
+    hole accepts every 0. `second` is another judge, right with probability .7, and `predicted`
+    the P(right) of a model that sees the truth through Gaussian noise (its best guess is right with
+    probability .84).
     """
     true = (actions == answers[:, :, None]).astype(jnp.float32)
     odd_id, odd = ids % 2 == 1, actions % 2 == 1
-    right = jax.random.bernoulli(key, 0.7, true.shape)
+    judge, model = jax.random.split(key)
+    right = jax.random.bernoulli(judge, 0.7, true.shape)
+    seen = 2.0 * true - 1.0 + jax.random.normal(model, true.shape, jnp.float32)
     number = actions.astype(jnp.uint32)
     return {
         "prompt_id": ids.astype(jnp.int32),
@@ -182,6 +285,7 @@ def describe(key: jax.Array, ids: jax.Array, answers: jax.Array, actions: jax.Ar
         "output_id": number,
         "hit": actions == 0,
         "second": jnp.where(right, true, 1.0 - true),
+        "predicted": jax.nn.sigmoid(2.0 * seen),
         "by_prompt_false_positive": jnp.where(odd_id, 0.3, 0.1).astype(jnp.float32),
         "by_prompt_false_negative": jnp.where(odd_id, 0.6, 0.0).astype(jnp.float32),
         "by_sample_false_positive": jnp.where(odd, 0.3, 0.1).astype(jnp.float32),
