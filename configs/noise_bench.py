@@ -98,7 +98,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.method = "noise_bench"
     for name in ("seed", "prompts_per_step", "group_size", "task", "warm_start", "loss"):
         config[name] = base[name]
-    config.optimizer = base.optimizer
+    config.optimizer = ml_collections.ConfigDict(
+        dict(fn="experiments.noise_bench_training:decaying_sgd")
+    )
     config.seeds = 6  # reported
     config.tuning_seeds = 4  # the settings are chosen on these
     config.steps = 600  # updates per run

@@ -4,12 +4,13 @@ Two such programs: every remedy is tuned under every noise over learning rates x
 on seeds of its own, and then run at its best on the seeds that are reported.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import tqdm
 
 from experiments import digits_training
@@ -17,8 +18,8 @@ from experiments.digits_training import Problem
 from jaxreward.training.config import build
 from jaxreward.training.exits import ConfigError
 from jaxreward.transforms import advantage, base
-from jaxreward.transforms.base import RewardTransform, Spec
-from jaxreward.types import Signal
+from jaxreward.transforms.base import RewardTransform
+from jaxreward.types import Signal, make_signal
 
 CALL = 50  # updates between two lines of progress
 
@@ -28,7 +29,7 @@ VERDICTS = 3
 PROVIDED = digits_training.PROVIDED + tuple(
     f"aux/{name}"
     for name in (
-        "noise", "answer_id", "reference_id", "output_id", "hit", "second",
+        "answer_id", "reference_id", "output_id", "hit", "second", "verdicts",
         "by_prompt_false_positive", "by_prompt_false_negative",
         "by_sample_false_positive", "by_sample_false_negative", "predicted", "reference_rewards",
     )
@@ -41,38 +42,29 @@ REFERENCE = "reference/"
 """Entries of `aux` that describe them."""
 
 
-def one_of(noises: list[RewardTransform]) -> RewardTransform:
-    """The noise with number `aux["noise"]`, so that runs with different noises share a program.
+def observe(noise: RewardTransform) -> Callable[[jax.Array, Signal], Signal]:
+    """`(key, signal) -> signal` after the noise.
 
     Also sets `aux["verdicts"]` `[P, G, 3]`: whether the reward exceeds a half, for this draw and
     two more; and `aux["reference_rewards"]` `[P, M]`, what the noise makes of the reference
     answers. NaN where missing.
     """
 
-    def drawn(key: jax.Array, signal: Signal) -> tuple[jax.Array, jax.Array]:
-        found = [
-            noise.update(jax.random.fold_in(key, i), signal, noise.init())[0]
-            for i, noise in enumerate(noises)
-        ]
-        pick = lambda leaves: jnp.stack(leaves)[signal.aux["noise"][0]]
-        return pick([own.rewards for own in found]), pick([own.mask for own in found])
+    def drawn(key: jax.Array, number: int, signal: Signal) -> Signal:
+        return noise.update(jax.random.fold_in(key, number), signal, noise.init())[0]
 
     def update(key: jax.Array, signal: Signal) -> Signal:
-        signal = base.keep_true_rewards(signal)
-        draws = [drawn(jax.random.fold_in(key, i), signal) for i in range(VERDICTS)]
-        seen = [jnp.where(m, (r > 0.5).astype(jnp.float32), jnp.nan) for r, m in draws]
-        references, there = drawn(jax.random.fold_in(key, VERDICTS), _references(signal))
-        rewards, mask = draws[0]
+        draws = [drawn(key, i, signal) for i in range(VERDICTS)]
+        seen = [jnp.where(d.mask, (d.rewards > 0.5).astype(jnp.float32), jnp.nan) for d in draws]
+        references = drawn(key, VERDICTS, _references(signal))
         signal = signal.with_aux(
             verdicts=jnp.stack(seen, axis=-1),
-            reference_rewards=jnp.where(there, references, jnp.nan),
+            reference_rewards=jnp.where(references.mask, references.rewards, jnp.nan),
         )
+        rewards, mask = draws[0].rewards, draws[0].mask
         return signal.replace(rewards=jnp.where(mask, rewards, 0.0), mask=mask)
 
-    reads = {field for noise in noises for field in noise.spec.reads} | {"aux/noise"}
-    writes = ("rewards", "mask", "aux/true_rewards", "aux/verdicts", "aux/reference_rewards")
-    spec = Spec("one_of", "noise", tuple(sorted(reads)), writes, reward_map="nonlinear")
-    return base.stateless(update, spec)
+    return update
 
 
 def _references(signal: Signal) -> Signal:
@@ -88,12 +80,11 @@ def _references(signal: Signal) -> Signal:
 
 
 def build_arms(config: ml_collections.ConfigDict) -> dict[str, RewardTransform]:
-    """The chain of every remedy, and of the user's transforms.
+    """The chain of every remedy, and of the user's transforms, behind the noise.
 
     Raises:
       ConfigError: a transform cannot be built, or a chain cannot work.
     """
-    noise = one_of([build(config.noises[name].transform) for name in config.noises])
     stages = {
         name: [build(config.transforms[stage]) for stage in config.remedies[name]]
         for name in config.remedies
@@ -102,10 +93,15 @@ def build_arms(config: ml_collections.ConfigDict) -> dict[str, RewardTransform]:
     arms = {}
     for name, own in stages.items():
         try:
-            arms[name] = base.chain(noise, *own, provided=PROVIDED)
+            arms[name] = base.chain(*own, provided=PROVIDED)
         except ValueError as error:
             raise ConfigError(f"remedy {name}: {error}") from error
     return arms
+
+
+def decaying_sgd(learning_rate: jax.Array, steps: int) -> optax.GradientTransformation:
+    """SGD whose learning rate falls linearly to 0, so that the last parameters are not a draw."""
+    return optax.sgd(lambda count: learning_rate * (1.0 - count.astype(jnp.float32) / steps))
 
 
 def _label(path: str) -> str:
@@ -166,11 +162,9 @@ def make_hyper(
     config: ml_collections.ConfigDict, settings: Settings, seeds: int
 ) -> dict[str, jax.Array]:
     """Knobs of every run, `[A, M]`: noise x candidate x seed, seed fastest."""
-    arms, noises, count = settings.learning_rate.shape
-    shape = (arms, noises, count, seeds)
+    shape = settings.learning_rate.shape + (seeds,)
     told = np.asarray([config.noises[name].rates for name in config.noises], np.float32)
     columns = {
-        "noise": np.arange(noises, dtype=np.int32)[None, :, None, None],
         "learning_rate": settings.learning_rate.astype(np.float32)[..., None],
         "kl_coefficient": settings.kl_coefficient.astype(np.float32)[..., None],
         "seed": np.arange(seeds, dtype=np.int32)[None, None, None, :],
@@ -178,7 +172,7 @@ def make_hyper(
         "false_negative": told[:, 1][None, :, None, None],
     }
     return {
-        name: jnp.asarray(np.broadcast_to(value, shape).reshape(arms, -1))
+        name: jnp.asarray(np.broadcast_to(value, shape).reshape(shape[0], -1))
         for name, value in columns.items()
     }
 
@@ -189,6 +183,7 @@ def _success(
     """Final test success `[arms, noises, C, seeds]` on the seeds with these numbers."""
     own = ml_collections.ConfigDict(dict(config.items()))
     own.seeds = seeds.stop
+    own.optimizer = ml_collections.ConfigDict(dict(config.optimizer, steps=config.steps))
     problem = digits_training.load_problem(own)
     problem = problem._replace(
         train=problem.train[seeds.start :],
@@ -212,11 +207,12 @@ def make_step(config, problem: Problem, population, hyper, seeds: range):
     """`(state, updates) -> state`."""
     prompts, numbers = config.prompts_per_step, jnp.arange(seeds.start, seeds.stop)
     rows = jnp.arange(len(seeds))
-    by_run = {
+    told = {
         name: jnp.broadcast_to(hyper[name].reshape(-1, 1), (hyper[name].size, prompts))
-        for name in ("false_positive", "false_negative", "noise")
+        for name in ("false_positive", "false_negative")
     }
     data_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    corrupt = make_corruption(config, population)
 
     def draw(row, seed, step):
         key = jax.random.fold_in(jax.random.fold_in(data_key, seed), step)
@@ -233,18 +229,43 @@ def make_step(config, problem: Problem, population, hyper, seeds: range):
         index = jax.vmap(draw, in_axes=(0, 0, None))(rows, numbers, step)
         features = problem.features[index]
         trajectories = population.rollout(state, features)
-        keys = jax.random.split(jax.random.fold_in(data_key, step + (1 << 20)), 2 + len(seeds))
-        references = population.per_seed(jax.vmap(ask_start)(keys[2:], problem.starts, features))
+        keys = jax.random.split(jax.random.fold_in(data_key, step + (1 << 20)), 3 + len(seeds))
+        references = population.per_seed(jax.vmap(ask_start)(keys[3:], problem.starts, features))
         ids, answers = population.per_seed(index), population.per_seed(problem.answers[index])
         aux = describe(keys[0], ids, answers, trajectories.actions)
-        aux |= by_run | describe_references(keys[1], ids, answers, references)
-        true = aux["true_rewards"]
-        return population.update(state, true, jnp.ones(true.shape, bool), trajectories, aux)[0]
+        aux |= told | describe_references(keys[1], ids, answers, references)
+        rewards, mask, found = corrupt(keys[2], aux)
+        return population.update(state, rewards, mask, trajectories, aux | found)[0]
 
     def run(state, updates):
         return jax.lax.fori_loop(0, updates, lambda _, own: one(own), state)
 
     return jax.jit(run, donate_argnums=0)
+
+
+def make_corruption(config, population):
+    """`(key, aux of all runs) -> (rewards, mask, aux of the noise)`: each noise on its own runs."""
+    noises = [observe(build(config.noises[name].transform)) for name in config.noises]
+    arms, members = len(population.arms), population.members
+    by_noise = lambda x: x.reshape((arms, len(noises), members // len(noises)) + x.shape[1:])
+
+    def corrupt(key, aux):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(population.seed_of_run))
+        keys, aux = by_noise(keys), jax.tree.map(by_noise, aux)
+        found = []
+        for i, noise in enumerate(noises):
+            clean = jax.vmap(jax.vmap(lambda own: make_signal(own["true_rewards"], **own)))
+            own = clean(jax.tree.map(lambda x: x[:, i], aux))
+            after = jax.vmap(jax.vmap(noise))(keys[:, i], own)
+            found.append((after.rewards, after.mask, {name: after.aux[name] for name in SET}))
+        join = lambda *leaves: jnp.stack(leaves, axis=1).reshape((-1,) + leaves[0].shape[2:])
+        return jax.tree.map(join, *found)
+
+    return corrupt
+
+
+SET = ("verdicts", "reference_rewards")
+"""Entries of `aux` that `observe` sets."""
 
 
 BY_SAMPLE = (

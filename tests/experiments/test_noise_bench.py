@@ -114,7 +114,7 @@ def test_tuning_and_reported_seeds_share_nothing(monkeypatch):
     assert seen == [{2}, {0, 1}] and outcome.success.shape == (2, 2, 2)
 
 
-def signal(noise, prompts=400, group=8):
+def signal(prompts=400, group=8):
     keys = jax.random.split(jax.random.key(1), 3)
     answers = jax.random.randint(keys[0], (1, prompts), 0, 10)
     right = jax.random.bernoulli(keys[1], 0.5, (1, prompts, group))
@@ -125,16 +125,17 @@ def signal(noise, prompts=400, group=8):
     aux |= noise_bench_training.describe_references(jax.random.key(3), ids, answers, actions)
     aux = {name: column[0] for name, column in aux.items()}
     true = aux["true_rewards"]
-    aux["noise"] = jnp.full((prompts,), noise, jnp.int32)
     return make_signal(true, prompt_id=aux.pop("prompt_id"), **aux)
 
 
 @pytest.fixture(scope="module")
 def observed():
     config = bench_config.get_config()
-    noise = noise_bench_training.one_of([build(config.noises[n].transform) for n in config.noises])
-    run = jax.jit(lambda given: noise.update(jax.random.key(0), given, ())[0])
-    return config, {name: run(signal(i)) for i, name in enumerate(config.noises)}
+    given, found = signal(), {}
+    for name in config.noises:
+        noise = noise_bench_training.observe(build(config.noises[name].transform))
+        found[name] = jax.jit(noise)(jax.random.key(0), given)
+    return config, found
 
 
 @pytest.mark.parametrize("name", ["none", "symmetric", "missed", "fooled", "by_prompt", "groups"])
