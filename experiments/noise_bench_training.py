@@ -181,9 +181,9 @@ def _success(
     config, arms: dict[str, RewardTransform], settings: Settings, seeds: range
 ) -> np.ndarray:
     """Final test success `[arms, noises, C, seeds]` on the seeds with these numbers."""
-    own = ml_collections.ConfigDict(dict(config.items()))
-    own.seeds = seeds.stop
-    own.optimizer = ml_collections.ConfigDict(dict(config.optimizer, steps=config.steps))
+    optimizer = ml_collections.ConfigDict(dict(config.optimizer, steps=config.steps))
+    changes = dict(seeds=seeds.stop, optimizer=optimizer)
+    own = ml_collections.ConfigDict({**dict(config.items()), **changes})
     problem = digits_training.load_problem(own)
     problem = problem._replace(
         train=problem.train[seeds.start :],
