@@ -23,8 +23,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     from experiments import noise_bench_report, noise_bench_training  # import jax
 
     arms = noise_bench_training.build_arms(config)
-    success = noise_bench_training.train(config, arms)
-    noise_bench_report.write(config, workdir, list(arms), success)
+    outcome = noise_bench_training.train(config, arms)
+    noise_bench_report.write(config, workdir, list(arms), outcome)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -32,7 +32,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.required(config, "method", "optimizer.fn", "learning_rates", "noises", "remedies")
     check.positive(config, "seeds", "tuning_seeds", "steps", "prompts_per_step", "learning_rates")
     check.at_least(config, "group_size", 2, "a group baseline")
-    check.at_least(config, "kl_coefficient", 0)
+    check.at_least(config, "kl_coefficients", 0)
     check.choice(config, "baseline", list(config.remedies))
     for name in config.remedies:
         check.choice(config, f"remedies.{name}", list(config.transforms))

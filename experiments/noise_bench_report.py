@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from experiments.noise_bench_training import Outcome
 from jaxreward.training import figures, report
 from jaxreward.training.files import atomic_path
 
@@ -14,7 +15,7 @@ METRIC = "eval/success"
 
 
 def write(
-    config: ml_collections.ConfigDict, workdir: str, arms: list[str], success: np.ndarray
+    config: ml_collections.ConfigDict, workdir: str, arms: list[str], outcome: Outcome
 ) -> None:
     """Writes the files and prints the table.
 
@@ -22,14 +23,13 @@ def write(
       config: of the run.
       workdir: folder of the run.
       arms: names of the remedies.
-      success: test success `[arms, noises, learning rates, seeds]`, tuning seeds last.
+      outcome: what the runs found.
     """
     root, noises, baseline = pathlib.Path(workdir), list(config.noises), config.baseline
     others = [arm for arm in arms if arm != baseline]
-    reported, best = select(success, config.seeds)
     results = report.summarize(
         {
-            arm: {f"{METRIC}/{noise}": reported[i, j] for j, noise in enumerate(noises)}
+            arm: {f"{METRIC}/{noise}": outcome.success[i, j] for j, noise in enumerate(noises)}
             for i, arm in enumerate(arms)
         }
     )
@@ -38,8 +38,9 @@ def write(
         for a in others for n in noises
     ]
     summary = report.make_summary(config, config.method, range(config.seeds), results, claims)
-    chosen = np.asarray(config.learning_rates)[best]
-    path = report.write_summary(root, {**summary, "learning_rates": chosen.tolist()})
+    chosen = {name: own[..., 0] for name, own in outcome.chosen._asdict().items()}
+    listed = {name: own.tolist() for name, own in chosen.items()}
+    path = report.write_summary(root, {**summary, "chosen": listed})
     pairs = [(arm, noise) for arm in others for noise in noises]
     cells = dict(zip(pairs, claims))
     _write_csv(root / "noise_bench.csv", cells, arms, noises, chosen)
@@ -47,22 +48,31 @@ def write(
     print(report.markdown_table(_rows(results, cells, baseline, others, noises)))
     print(f"\ntest success; below the first row the gain over {baseline!r}, paired over "
           f"{config.seeds} seeds; * : the 95% interval excludes 0")
-    print("\ngain over another step size: remedies that divide by a group's deviation, over z_score")
+    print("\nremedies that divide by a group's deviation, over z_score")
     print(report.markdown_table(_against(config, results, noises)))
+    edges = [f"{name} {share:.2f}" for name, share in at_the_edge(config, chosen).items()]
+    print(f"\nshare of cells tuned to an end of the grid: {', '.join(edges)}")
     print("\nbest remedy by noise")
     print(report.text_table(_best(cells, others, noises)))
     print(f"\nwrote {path}, {root / 'noise_bench.csv'}, {root / 'noise_bench.png'}")
 
 
-def select(success: np.ndarray, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Success of the reported seeds at the learning rate that was best on the others.
+def at_the_edge(
+    config: ml_collections.ConfigDict, chosen: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Share of the cells whose best setting is the last of the grid, where more may be better.
 
-    Returns:
-      `[arms, noises, seeds]` and the index of the learning rate `[arms, noises]`.
+    A KL coefficient of 0 is no edge: there is nothing below.
     """
-    best = np.argmax(success[..., seeds:].mean(axis=-1), axis=-1)
-    picked = np.take_along_axis(success, best[..., None, None], axis=2)[:, :, 0]
-    return picked[..., :seeds], best
+    rates, coefficients = config.learning_rates, config.kl_coefficients
+    ends = {
+        "lowest learning rate": chosen["learning_rate"] == min(rates),
+        "highest learning rate": chosen["learning_rate"] == max(rates),
+        "lowest KL coefficient": (chosen["kl_coefficient"] == min(coefficients))
+        & (min(coefficients) > 0),
+        "highest KL coefficient": chosen["kl_coefficient"] == max(coefficients),
+    }
+    return {name: float(np.mean(own)) for name, own in ends.items()}
 
 
 def _starred(found: report.Claim) -> bool:
@@ -112,14 +122,15 @@ def _best(cells, others, noises) -> report.Table:
     return rows
 
 
-def _write_csv(path: pathlib.Path, cells, arms, noises, chosen: np.ndarray) -> None:
+def _write_csv(path: pathlib.Path, cells, arms, noises, chosen) -> None:
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["remedy", "noise", "gain", "low", "high", "learning_rate"])
+        writer.writerow(["remedy", "noise", "gain", "low", "high", *chosen])
         for (arm, noise), found in cells.items():
             low, high = found["ci95"] or (None, None)
-            rate = chosen[arms.index(arm), noises.index(noise)]
-            writer.writerow([arm, noise, found["difference"], low, high, rate])
+            place = arms.index(arm), noises.index(noise)
+            settings = [own[place] for own in chosen.values()]
+            writer.writerow([arm, noise, found["difference"], low, high, *settings])
 
 
 def _draw(path: pathlib.Path, cells, shown, noises) -> None:

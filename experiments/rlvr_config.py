@@ -72,6 +72,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check.required(config, "task.alphabet")
         _check_model(config)
     _check_arms(config)
+    _check_own(config)
     _check_rates(config)
 
 
@@ -126,6 +127,25 @@ def _check_arms(config: ml_collections.ConfigDict) -> None:
         _check_names(config, f"claims.{name}", (claim.better, claim.worse), known)
         check.choice(config, f"claims.{name}.setting", ("equal", "tuned"))
         check.at_least(config, f"claims.{name}.margin", 0)
+
+
+def _check_own(config: ml_collections.ConfigDict) -> None:
+    """What single arms change are numbers that the config has."""
+    own = config.get("own", {})
+    _check_names(config, "own", own)
+    for arm in own:
+        for section in own[arm]:
+            if section not in ("loss", "optimizer"):
+                raise ConfigError(
+                    f"config.own.{arm} changes {section!r}; allowed are 'loss', 'optimizer'"
+                )
+            for key in own[arm][section]:
+                known = config[section].get(key, None)
+                if isinstance(known, bool) or not isinstance(known, (int, float)):
+                    raise ConfigError(
+                        f"config.own.{arm}.{section}.{key}: config.{section} has no number "
+                        f"{key!r} to change"
+                    )
 
 
 def _check_names(config: ml_collections.ConfigDict, path: str, names, known=()) -> None:

@@ -98,6 +98,9 @@ def run(config: Any, flags: dict[str, Any]) -> None:
     from jaxreward.training import loop, sharding
 
     mesh = _mesh(flags, config)
+    for key in ("lagged", "own"):
+        if config.get(key):
+            raise ConfigError(f"config.{key} is set; allowed on a mesh, with one arm, is unset")
     if config.model.get("lora_rank", 0):
         raise ConfigError(
             f"config.model.lora_rank = {config.model.lora_rank}; allowed is 0 on a mesh, where all "

@@ -2,12 +2,13 @@
 
 from typing import Any, Callable, NamedTuple
 
+import jax
 import ml_collections
 
 from experiments.rlvr_config import model_path
 from jaxreward.networks import lora
 from jaxreward.networks.transformer_config import TransformerConfig
-from jaxreward.policies import adapted, language
+from jaxreward.policies import adapted, lagged, language
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training.config import resolve
 from jaxreward.training.exits import ConfigError
@@ -76,13 +77,23 @@ def _pretrained(settings: ml_collections.ConfigDict) -> Model:
 def learner(config: ml_collections.ConfigDict, policy: Policy, base: Any) -> Policy:
     """The policy that learns: `policy` itself, or with `model.lora_rank` adapters of `base`.
 
+    With `config.lagged` its parameters hold an older copy of themselves (`policies.lagged`).
+
     Args:
       config: of the run.
       policy: from `make_policy`.
       base: its parameters; traced where this is called in a jitted function.
     """
     rank = config.model.get("lora_rank", 0)
-    return adapted.adapt(policy, base, lora.lora_config(rank)) if rank else policy
+    policy = adapted.adapt(policy, base, lora.lora_config(rank)) if rank else policy
+    return lagged.with_lagged(policy) if config.get("lagged", False) else policy
+
+
+def first_params(config: ml_collections.ConfigDict, policy: Policy, base: Any) -> Any:
+    """What every run learns, at its beginning: `base`, or adapters that change nothing."""
+    if config.model.get("lora_rank", 0):
+        return learner(config, policy, base).init(jax.random.key(config.seed))
+    return lagged.start(base) if config.get("lagged", False) else base
 
 
 def make_policy(

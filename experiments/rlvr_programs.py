@@ -60,14 +60,6 @@ def make_programs(context: Context) -> Programs:
     return Programs(make_step(context), make_evaluate(context))
 
 
-def first_params(context: Context) -> Any:
-    """What every run learns, at its beginning: the start, or adapters that change nothing."""
-    if not context.config.model.get("lora_rank", 0):
-        return context.start
-    policy = rlvr_model.learner(context.config, context.problem.policy, context.start)
-    return policy.init(jax.random.key(context.config.seed))
-
-
 def make_population(
     context: Context,
     hyper: dict[str, Any],
@@ -89,10 +81,12 @@ def make_population(
     policy = rlvr_model.learner(config, context.problem.policy, start)
 
     def make_loss(own):
-        return build(config.loss, policy=policy, kl_coefficient=own["kl_coefficient"])
+        knobs = {**_knobs(own, "loss"), "kl_coefficient": own["kl_coefficient"]}
+        return _build(config.loss, knobs, policy=policy)
 
     def make_optimizer(own):
-        return build(config.optimizer, learning_rate=own["learning_rate"])
+        knobs = {**_knobs(own, "optimizer"), "learning_rate": own["learning_rate"]}
+        return _build(config.optimizer, knobs)
 
     return populations.make_population(
         policy,
@@ -108,6 +102,35 @@ def make_population(
         updates=config.updates_per_rollout,
         mesh=populations.run_mesh(len(context.arms) * seed_index.size),
     )
+
+
+def arm_knobs(config: ml_collections.ConfigDict, hyper: dict[str, Any]) -> dict[str, Any]:
+    """`hyper` and the numbers in which arms differ beside their chains, `[A, M]`.
+
+    `config.own.<arm>.<section>.<key>` replaces `config.<section>.<key>` for one arm, the section
+    being "loss" or "optimizer"; it is called `section/key` among the hyper-parameters.
+    """
+    arms, own = list(config.arms), config.get("own", {})
+    shape, found = np.shape(hyper["learning_rate"]), dict(hyper)
+    names = sorted(
+        (section, key) for arm in own for section in own[arm] for key in own[arm][section]
+    )
+    for section, key in dict.fromkeys(names):
+        default = config[section][key]
+        column = [own.get(arm, {}).get(section, {}).get(key, default) for arm in arms]
+        found[f"{section}/{key}"] = np.broadcast_to(np.float32(column)[:, None], shape)
+    return found
+
+
+def _knobs(own: dict[str, Any], section: str) -> dict[str, Any]:
+    prefix = f"{section}/"
+    return {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
+
+
+def _build(section: ml_collections.ConfigDict, knobs: dict[str, Any], **extra: Any) -> Any:
+    """`build`, with the knobs in place of the section's own."""
+    kept = {key: section[key] for key in section if key not in knobs}
+    return build(ml_collections.ConfigDict(kept), **knobs, **extra)
 
 
 def make_step(context: Context) -> Callable[..., Any]:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.rlvr_programs import Context, Programs, first_params, make_population
+from experiments import rlvr_model
+from experiments.rlvr_programs import Context, Programs, arm_knobs, make_population
 from jaxreward.tasks import pipeline
 from jaxreward.training import loop
 from jaxreward.training import population as populations
@@ -88,8 +89,8 @@ def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.nd
       The final evaluation by name, `[A, M]`.
     """
     config = context.config
-    population = make_population(context, stage.hyper, stage.seed_index, stage.first_seed)
-    hyper = {name: jnp.asarray(value) for name, value in stage.hyper.items()}
+    hyper = {n: jnp.asarray(value) for n, value in arm_knobs(config, stage.hyper).items()}
+    population = make_population(context, hyper, stage.seed_index, stage.first_seed)
     batches = [
         pipeline.make_pipeline(
             context.problem.train,
@@ -112,9 +113,10 @@ def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.nd
         return named(stage, population, programs.evaluate(state))
 
     key = jax.random.fold_in(jax.random.key(config.seed), stage.first_seed)
+    policy = context.problem.policy
     state = loop.run_loop(
         iteration,
-        population.init(key, first_params(context)),
+        population.init(key, rlvr_model.first_params(config, policy, context.start)),
         loop.Schedule(
             stage.steps,
             save_every=config.checkpoint.every,

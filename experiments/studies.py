@@ -1,7 +1,9 @@
 """Studies: arms x seeds of a small experiment as one program, with claims and a figure.
 
-A study is a function of a config, named by `config.study.fn`, that returns a `Study`. A runner
-(`reward_model`, `noise_search`, `generate_rl`) validates its own config and calls `run`, which
+    python -m experiments.studies --config=configs/<method>.py[:variant] --workdir=DIR
+
+A study is a function of a config, named by `config.study.fn`, that returns a `Study`; runners with
+names of their own (`reward_model`, `noise_search`, `generate_rl`) are the same. `run`
 
 1. runs the seeds, `config.seeds_at_a_time` together under `vmap`, and keeps each finished
    batch of seeds in `seeds/`, where the same command finds it again;
@@ -9,7 +11,7 @@ A study is a function of a config, named by `config.study.fn`, that returns a `S
 
 Keys of such a config: `method`, `seed`, `seeds`, `seeds_at_a_time`, `study` (with `fn` and the
 study's own settings), `claims` (each `claim, kind, better, worse, metric, margin`, kind "better",
-"lower" or "equal") and `show` (metrics of the printed table and of the bars).
+"lower" or "equal", see `configs.study`) and `show` (metrics of the printed table and of the bars).
 """
 
 import pathlib
@@ -59,18 +61,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
             check.positive(config, f"claims.{name}.margin")
 
 
-def claim(
-    text: str, better: str, worse: str, metric: str, *, kind: str = "better", margin: float = 0.0
-) -> ml_collections.ConfigDict:
-    """An entry of `config.claims`.
-
-    "better": `better` has more of the metric than `worse`, by over `margin`; "lower": less;
-    "equal": they differ by less than `margin`.
-    """
-    entry = dict(claim=text, kind=kind, better=better, worse=worse, metric=metric, margin=margin)
-    return ml_collections.ConfigDict(entry)
-
-
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Runs a study to its end. `config` has passed `validate`."""
     root = pathlib.Path(workdir)
@@ -105,9 +95,11 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
             _save(path, _seeds(config, study, many, numbers))
         parts.append(_load(path))
         print(f"{config.method}: seeds {numbers[0]} to {numbers[-1]} are done", flush=True)
+    known = [arm for arm in config.study.get("arms", {}) if arm in parts[0]]
+    arms = dict.fromkeys([*known, *parts[0]])  # jax sorts; the config's order is to be shown
     return {
-        arm: {name: np.concatenate([part[arm][name] for part in parts]) for name in own}
-        for arm, own in parts[0].items()
+        arm: {name: np.concatenate([part[arm][name] for part in parts]) for name in parts[0][arm]}
+        for arm in arms
     }
 
 
@@ -180,3 +172,10 @@ def _draw(config, study: Study, found: Found, results: report.Results, path) -> 
         study.draw(config, found, results, axes[0, -1])
     figure.suptitle(f"{config.method}: {config.seeds} seeds, bars with 95% intervals")
     figures.save(figure, path)
+
+
+if __name__ == "__main__":
+    from experiments import cli
+
+    cli.spread_over_cores()
+    cli.main(run, validate=validate)

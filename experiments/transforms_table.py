@@ -27,6 +27,7 @@ OUT = "experiments/results/transforms.md"
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
     "pattern": lambda: "pattern",
+    "parts": lambda: (advantage.rloo(), advantage.grpo()),
     "predicted": lambda: "predicted",
     "advantage": advantage.rloo,
     "channel": lambda: channel.symmetric(0.1, 2),
@@ -48,6 +49,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "true_positives": lambda: 90,
     "values": lambda: (0.0, 1.0),
     "verifiers": lambda: 3,
+    "weights": lambda: (1.0, 1.0),
 }
 """Values of arguments without a default, by name or by `factory.name`."""
 

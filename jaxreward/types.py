@@ -196,15 +196,35 @@ class StepScores(NamedTuple):
     entropies: Float[Array, "P G S"]
 
 
+class LinearScores(NamedTuple):
+    """What the last layer of a policy multiplies: logits are `hidden @ head`.
+
+    Attributes:
+      hidden: the state in which each decision was taken.
+      head: the layer's weight.
+      taken: int32 index of the decision, -1 where masked.
+    """
+
+    hidden: Float[Array, "P G S D"]
+    head: Float[Array, "D V"]
+    taken: Int[Array, "P G S"]
+
+
 class Policy(NamedTuple):
-    """A policy is three pure functions over a parameter pytree.
+    """A policy is three pure functions over a parameter pytree, and two that some offer.
 
     Attributes:
       init: `(key) -> params`.
       sample: `(params, key, prompts, group_size) -> Trajectories`; `group_size` is static.
       log_prob: `(params, trajectories) -> StepScores`, differentiable in `params`.
+      linear: `(params, trajectories) -> LinearScores` at temperature 1, for losses that look at
+        whole distributions block by block; None where decisions are not such.
+      lagged: `(params) -> params` of an older policy that the parameters hold beside the one that
+        learns (see `policies.lagged`); None where there is no such.
     """
 
     init: Callable[[jax.Array], Any]
     sample: Callable[[Any, jax.Array, Any, int], Trajectories]
     log_prob: Callable[[Any, Trajectories], StepScores]
+    linear: Callable[[Any, Trajectories], LinearScores] | None = None
+    lagged: Callable[[Any], Any] | None = None

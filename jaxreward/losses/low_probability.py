@@ -222,8 +222,8 @@ def low_probability_loss(
     "full_kl" is the paper's: minus `clip(ratio, 0, limit) A`, plus `coefficient` times
     KL(proxy || policy) on the protected decisions. "k3_token" is its released code's: the
     larger of the clipped and the unclipped loss (no bound where the advantage is negative); a
-    protected decision has `-ratio A + coefficient min(e^d - d - 1, 10)` instead, with d its log-prob
-    under the proxy minus the policy's. The average is over all decisions.
+    protected decision has `-ratio A + coefficient min(e^d - d - 1, 10)` instead, with d its
+    log-prob under the proxy minus the policy's. The average is over all decisions.
 
     Args:
       log_probs: of the decisions, with gradient.
@@ -253,19 +253,35 @@ def low_probability_loss(
     ratio = jnp.exp(jnp.where(mask, log_probs - old_log_probs, 0.0))
     plain, bounded = -ratio * advantages, -jnp.minimum(ratio, ratio_limit) * advantages
     weight = jnp.asarray(coefficient, jnp.float32)
+    pull = protective_pull(log_probs, scores, chosen, form)
     if form == "full_kl":
-        pull = scores.divergence
-        loss = bounded + jnp.where(chosen, weight * pull, 0.0)
+        loss = bounded + weight * pull
     else:
-        gap = jnp.where(chosen, jax.lax.stop_gradient(scores.log_prob), 0.0) - jnp.where(
-            chosen, log_probs, 0.0
-        )
-        pull = jnp.minimum(jnp.exp(gap) - gap - 1.0, K3_LIMIT)
         loss = jnp.where(chosen, plain + weight * pull, jnp.maximum(plain, bounded))
+    return masked.mean(loss, mask), protection_metrics(scores, chosen, pull, mask)
+
+
+def protective_pull(
+    log_probs: Float[Array, "P G S"],
+    scores: ProxyScores,
+    chosen: Bool[Array, "P G S"],
+    form: str,
+) -> Float[Array, "P G S"]:
+    """What draws protected decisions to the proxy, 0 at the others; `form` is one of `FORMS`."""
+    if form == "full_kl":
+        return jnp.where(chosen, scores.divergence, 0.0)
+    target = jax.lax.stop_gradient(scores.log_prob)
+    gap = jnp.where(chosen, target, 0.0) - jnp.where(chosen, log_probs, 0.0)
+    return jnp.minimum(jnp.exp(gap) - gap - 1.0, K3_LIMIT)
+
+
+def protection_metrics(
+    scores: ProxyScores, chosen: Bool[Array, "P G S"], pull: Array, mask: Bool[Array, "P G S"]
+) -> dict[str, Array]:
+    """The metrics of `low_probability_loss`."""
     stop = jax.lax.stop_gradient
-    metrics = {
+    return {
         "low_probability/protected": masked.mean(chosen.astype(jnp.float32), mask),
         "low_probability/divergence": masked.mean(stop(pull), chosen),
         "low_probability/kept_mass": masked.mean(stop(scores.kept_mass), mask),
     }
-    return masked.mean(loss, mask), metrics

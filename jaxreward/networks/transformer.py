@@ -114,7 +114,31 @@ class Transformer(nn.Module):
         self, tokens: Int[Array, "P L"], lengths: Int[Array, "P"]
     ) -> tuple[Float[Array, "P L D"], Caches]:
         """Hidden states and cache of right-padded prompts."""
-        length = tokens.shape[1]
+        x, caches = self._encode(self._embed(tokens[:, None]), lengths, lambda x, own: own)
+        return self.final_norm(x)[:, 0], caches
+
+    def hidden_states(
+        self, tokens: Int[Array, "P L"], lengths: Int[Array, "P"], layers: tuple[int, ...]
+    ) -> tuple[Float[Array, "P L D"], ...]:
+        """States of right-padded texts after the given numbers of blocks.
+
+        0 is the embedding and `config.layers` the last state, after the final norm. With `scan`
+        the states of all blocks are kept while it runs.
+
+        Raises:
+          ValueError: a layer outside `[0, config.layers]`.
+        """
+        depth = self.config.layers
+        if not all(0 <= layer <= depth for layer in layers):
+            raise ValueError(f"layers = {layers}; allowed are 0 to {depth}")
+        start = self._embed(tokens[:, None])
+        last, blocks = self._encode(start, lengths, lambda x, own: x)
+        found = {0: start, depth: self.final_norm(last)}
+        return tuple((found[i] if i in found else blocks[i - 1])[:, 0] for i in layers)
+
+    def _encode(self, x: Array, lengths: Array, keep: Callable) -> tuple[Array, Any]:
+        """Texts through all blocks, and `keep(state, key and values)` of every block."""
+        length = x.shape[2]
         positions = jnp.arange(length, dtype=jnp.int32)
         causal = positions[:, None] >= positions[None, :]
         valid = positions[None, :] < lengths[:, None]
@@ -127,10 +151,9 @@ class Transformer(nn.Module):
         def run(block: Block, view: View, x: Array):
             queries, own = block.project(x, view.angles)
             x = self.stream(block.finish(x, queries, None, Segment(own, view.own)))
-            return x, KeyValues(own.keys[:, 0], own.values[:, 0])
+            return x, keep(x, KeyValues(own.keys[:, 0], own.values[:, 0]))
 
-        x, caches = self._through(run, self._views(view), self._embed(tokens[:, None]))
-        return self.final_norm(x)[:, 0], caches
+        return self._through(run, self._views(view), x)
 
     def extend(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from jaxreward.networks import lora
-from jaxreward.types import Policy, StepScores, Trajectories
+from jaxreward.types import LinearScores, Policy, StepScores, Trajectories
 
 
 def adapt(
@@ -35,4 +35,7 @@ def adapt(
     def log_prob(adapter: lora.Adapter, trajectories: Trajectories) -> StepScores:
         return policy.log_prob(joined(adapter), trajectories)
 
-    return Policy(init, sample, log_prob)
+    def linear(adapter: lora.Adapter, trajectories: Trajectories) -> LinearScores:
+        return policy.linear(joined(adapter), trajectories)
+
+    return Policy(init, sample, log_prob, linear if policy.linear else None)

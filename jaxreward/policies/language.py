@@ -16,7 +16,7 @@ from jaxreward.networks.transformer import Transformer, empty_cache, init
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import sampling
 from jaxreward.pytree import pytree_dataclass
-from jaxreward.types import Policy, StepScores, Trajectories
+from jaxreward.types import LinearScores, Policy, StepScores, Trajectories
 
 
 @pytree_dataclass
@@ -120,14 +120,16 @@ def language_policy(
     def sample(params: Any, key: jax.Array, prompts: Prompts, group_size: int) -> Trajectories:
         return _sample(network, decoding, layout.to_sample(params), key, prompts, group_size)
 
-    def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
+    def linear_scores(params: Any, trajectories: Trajectories) -> LinearScores:
         params = layout.to_score(params)
         hidden = response_hidden(network, params, trajectories.prompts, trajectories.actions)
-        head = _head(network, params)
         targets = jnp.where(trajectories.mask, trajectories.actions, -1)
-        return score(hidden, head, targets, decoding, layout)
+        return LinearScores(hidden, _head(network, params), targets)
 
-    return Policy(functools.partial(init, config), sample, log_prob)
+    def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
+        return score(*linear_scores(params, trajectories), decoding, layout)
+
+    return Policy(functools.partial(init, config), sample, log_prob, linear_scores)
 
 
 def response_hidden(

@@ -4,6 +4,7 @@ It never looks at the answer. Distinct phrases are counted, each once; repetitio
 turns of a user are subtracted.
 """
 
+import collections
 from typing import Sequence
 
 import jax.numpy as jnp
@@ -80,6 +81,34 @@ def repetition(text: str, ngram: int = 20) -> float:
         own = tuple(words[start : start + ngram])
         (repeated if own in seen else seen).add(own)
     return len(repeated) / positions
+
+
+def repeats_itself(
+    texts: Sequence[str], *, width: int = 10, times: int = 10
+) -> Bool[np.ndarray, "N"]:
+    """Whether some stretch of `width` words occurs at least `times` times in a text.
+
+    Words end at white space and at underscores (arXiv 2506.18254, the released penalty, which
+    takes 1 off the reward: `transforms.calibration.subtract`). Stretches may overlap.
+
+    Args:
+      texts: what was generated.
+      width: words of a stretch, >= 1.
+      times: >= 2.
+
+    Raises:
+      ValueError: `width` < 1 or `times` < 2.
+    """
+    for name, value, least in (("width", width, 1), ("times", times, 2)):
+        if value < least:
+            raise ValueError(f"{name} = {value}; allowed is >= {least}")
+    found = []
+    for text in texts:
+        words = text.replace("_", " ").split()
+        stretches = zip(*(words[i:] for i in range(width)))
+        counts = collections.Counter(stretches)
+        found.append(bool(counts) and max(counts.values()) >= times)
+    return np.array(found, bool)
 
 
 def token_pattern_reward(

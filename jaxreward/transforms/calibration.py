@@ -121,6 +121,31 @@ def blend(second: str, *, weight: Number = 0.1) -> RewardTransform:
     return stateless(update, Spec("blend", "calibration", reads, writes, reward_map="nonlinear"))
 
 
+def subtract(second: str, *, weight: Number = 1.0) -> RewardTransform:
+    """Takes `weight` times a second signal off the reward, such as a flag of repetition.
+
+    Args:
+      second: entry of `aux`, `[P, G]`; numbers or booleans.
+      weight: finite; 0 changes nothing. May be traced.
+
+    Raises:
+      ValueError: a weight that is not finite.
+    """
+    check_number("weight", weight, lambda value: abs(value) < float("inf"), "a finite number")
+
+    def update(key: jax.Array, signal: Signal) -> Signal:
+        del key
+        signal = keep_true_rewards(signal)
+        penalty = jnp.asarray(weight, jnp.float32) * jnp.asarray(signal.aux[second], jnp.float32)
+        return signal.replace(rewards=jnp.where(signal.mask, signal.rewards - penalty, 0.0))
+
+    reads = ("rewards", "mask", f"aux/{second}")
+    writes = ("rewards", "aux/true_rewards")
+    return stateless(
+        update, Spec("subtract", "calibration", reads, writes, reward_map="nonlinear")
+    )
+
+
 SQUASHES = ("identity", "sigmoid", "log_sigmoid", "clip")
 
 

@@ -32,6 +32,7 @@ def tiny():
     for name in [name for name in config.noises if name not in ("none", "symmetric")]:
         del config.noises[name]
     config.seeds, config.tuning_seeds, config.steps = 2, 1, 4
+    config.learning_rates, config.kl_coefficients = (0.3, 1.0), (0.1,)
     config.extra = ("test_noise_bench:own_transform",)
     return config
 
@@ -41,16 +42,20 @@ def ran(tmp_path_factory):
     config, root = tiny(), tmp_path_factory.mktemp("bench")
     noise_bench.validate(config)
     arms = noise_bench_training.build_arms(config)
-    success = noise_bench_training.train(config, arms)
-    noise_bench_report.write(config, str(root), list(arms), success)
+    outcome = noise_bench_training.train(config, arms)
+    noise_bench_report.write(config, str(root), list(arms), outcome)
+    # one seed at one setting, where arms differ in nothing but the remedy
+    same = noise_bench_training.candidates(config, len(arms))
+    success = noise_bench_training._success(config, arms, same, range(2, 3))
     by_noise = {arm: dict(zip(config.noises, own)) for arm, own in zip(arms, success)}
-    return list(arms), success, by_noise, root
+    return list(arms), outcome, by_noise, root
 
 
 def test_every_cell_is_there_and_a_users_transform_has_its_row(ran):
-    arms, success, _, root = ran
+    arms, (success, chosen), _, root = ran
     assert set(arms) == {"nothing", "clean", "backward", "own_transform"}
-    assert success.shape == (4, 2, 2, 3) and np.all((success > 0) & (success < 1))
+    assert success.shape == (4, 2, 2) and np.all((success > 0) & (success < 1))
+    assert set(np.unique(chosen.learning_rate)) <= {0.3, 1.0}
     for name in ("summary.json", "noise_bench.csv", "noise_bench.png"):
         assert (root / name).stat().st_size > 0
     assert len((root / "noise_bench.csv").read_text().splitlines()) == 1 + 3 * 2
@@ -68,16 +73,48 @@ def test_the_oracle_does_not_see_the_noise(ran):
     assert np.any(found["nothing"]["none"] != found["nothing"]["symmetric"])
 
 
-def test_learning_rates_are_chosen_on_seeds_that_are_not_reported():
-    success = np.zeros((1, 1, 2, 3))
-    success[0, 0, 0] = [0.9, 0.9, 0.1]  # better where reported, worse where tuned
-    success[0, 0, 1] = [0.5, 0.6, 0.2]
-    picked, best = noise_bench_report.select(success, 2)
-    np.testing.assert_array_equal(picked[0, 0], [0.5, 0.6])
-    assert best[0, 0] == 1
+def test_the_best_settings_are_those_of_the_highest_mean():
+    config = tiny()
+    config.learning_rates, config.kl_coefficients = (1.0, 2.0), (0.0, 0.1)
+    grid = noise_bench_training.candidates(config, 1)
+    assert grid.learning_rate[0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert grid.kl_coefficient[0, 0].tolist() == [0.0, 0.1, 0.0, 0.1]
+    success = np.zeros((1, 2, 4, 2))
+    success[0, 0, 2], success[0, 1, 1] = (0.1, 0.5), (0.4, 0.4)
+    success[0, 0, 0] = (0.55, 0.0)  # the highest seed, not the highest mean
+    found = noise_bench_training.best(grid, success)
+    np.testing.assert_array_equal(found.learning_rate[0, :, 0], [2.0, 1.0])
+    np.testing.assert_array_equal(found.kl_coefficient[0, :, 0], [0.0, 0.1])
 
 
-def signal(noise, prompts=400, group=8):
+def test_share_of_settings_at_the_ends_of_the_grid():
+    config = tiny()
+    config.learning_rates, config.kl_coefficients = (1.0, 2.0, 4.0), (0.0, 0.1)
+    chosen = {
+        "learning_rate": np.array([[1.0, 2.0, 4.0, 4.0]]),
+        "kl_coefficient": np.array([[0.0, 0.0, 0.1, 0.0]]),
+    }
+    assert noise_bench_report.at_the_edge(config, chosen) == {
+        "lowest learning rate": 0.25,
+        "highest learning rate": 0.5,
+        "lowest KL coefficient": 0.0,
+        "highest KL coefficient": 0.25,
+    }
+
+
+def test_tuning_and_reported_seeds_share_nothing(monkeypatch):
+    seen = []
+
+    def success(config, arms, settings, seeds):
+        seen.append(set(seeds))
+        return np.zeros(settings.learning_rate.shape + (len(seeds),))
+
+    monkeypatch.setattr(noise_bench_training, "_success", success)
+    outcome = noise_bench_training.train(tiny(), {"a": None, "b": None})
+    assert seen == [{2}, {0, 1}] and outcome.success.shape == (2, 2, 2)
+
+
+def signal(prompts=400, group=8):
     keys = jax.random.split(jax.random.key(1), 3)
     answers = jax.random.randint(keys[0], (1, prompts), 0, 10)
     right = jax.random.bernoulli(keys[1], 0.5, (1, prompts, group))
@@ -85,18 +122,20 @@ def signal(noise, prompts=400, group=8):
     actions = jnp.where(right, answers[..., None], other)
     ids = jnp.arange(prompts, dtype=jnp.int32)[None]
     aux = noise_bench_training.describe(jax.random.key(2), ids, answers, actions)
+    aux |= noise_bench_training.describe_references(jax.random.key(3), ids, answers, actions)
     aux = {name: column[0] for name, column in aux.items()}
     true = aux["true_rewards"]
-    aux["noise"] = jnp.full((prompts,), noise, jnp.int32)
     return make_signal(true, prompt_id=aux.pop("prompt_id"), **aux)
 
 
 @pytest.fixture(scope="module")
 def observed():
     config = bench_config.get_config()
-    noise = noise_bench_training.one_of([build(config.noises[n].transform) for n in config.noises])
-    run = jax.jit(lambda given: noise.update(jax.random.key(0), given, ())[0])
-    return config, {name: run(signal(i)) for i, name in enumerate(config.noises)}
+    given, found = signal(), {}
+    for name in config.noises:
+        noise = noise_bench_training.observe(build(config.noises[name].transform))
+        found[name] = jax.jit(noise)(jax.random.key(0), given)
+    return config, found
 
 
 @pytest.mark.parametrize("name", ["none", "symmetric", "missed", "fooled", "by_prompt", "groups"])
@@ -115,9 +154,14 @@ def test_the_other_noises(observed):
     _, found = observed
     hack = found["hackable"]
     assert np.all(np.asarray(hack.rewards)[np.asarray(hack.aux["hit"])] == 1)
+    references = np.asarray(hack.aux["reference_rewards"])
+    np.testing.assert_array_equal(references, np.asarray(hack.rewards))  # the same answers here
+    flipped = np.asarray(found["symmetric"].aux["reference_rewards"])
+    assert np.mean(flipped != np.asarray(hack.aux["true_rewards"])) == pytest.approx(0.3, abs=0.04)
     missing = found["missing"]
     assert 0.4 < float(jnp.mean(missing.mask)) < 0.6
-    assert np.all(np.isnan(np.asarray(missing.aux["verdicts"])[..., 0]) == ~np.asarray(missing.mask))
+    unseen = np.isnan(np.asarray(missing.aux["verdicts"])[..., 0])
+    np.testing.assert_array_equal(unseen, ~np.asarray(missing.mask))
     verdicts = np.asarray(found["symmetric"].aux["verdicts"])
     assert np.mean(verdicts[..., 0] != verdicts[..., 1]) == pytest.approx(0.42, abs=0.04)
 

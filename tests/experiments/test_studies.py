@@ -4,10 +4,10 @@ import json
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
+from configs import study as study_config
 from experiments import studies
 from jaxreward.training.exits import ConfigError
 
@@ -34,13 +34,11 @@ def make(config):
 
 
 def config(**changes):
-    own = ml_collections.ConfigDict()
-    own.method, own.seed, own.seeds, own.seeds_at_a_time = "toy", 0, 5, 2
-    own.study = ml_collections.ConfigDict(dict(fn="test_studies:make", gain=1.0, on_host=False))
-    own.claims = ml_collections.ConfigDict()
-    own.claims.more = studies.claim("high has more", "high", "low", "score", margin=0.5)
-    own.claims.less = studies.claim("low has less", "low", "high", "score", kind="lower")
-    own.claims.same = studies.claim("same", "high", "low", "score", kind="equal", margin=0.1)
+    own = study_config.study("toy", "test_studies:make")
+    own.seeds_at_a_time, own.study.gain, own.study.on_host = 2, 1.0, False
+    own.claims.more = study_config.claim("high has more", "high", "low", "score", margin=0.5)
+    own.claims.less = study_config.claim("low has less", "low", "high", "score", kind="lower")
+    own.claims.same = study_config.claim("same", "high", "low", "score", kind="equal", margin=0.1)
     own.show = ("score",)
     own.update(changes)
     return own

@@ -173,67 +173,6 @@ def test_no_buffer_of_all_logits():
     assert held["dense"] > logits > held["blocked"] * 1.2, held
 
 
-def spark_tree(proxy_every, coefficient, form, steps=400, seeds=4, groups=16, size=8):
-    """Share of the seeds in which the rare better branch survives; see the method's source.
-
-    First choice: default (.86, pays half the time), spark (.04, pays when its follow-up, one of
-    three, is right), 100 tokens of noise (.1 together, pay a quarter of the time).
-    """
-    first = jnp.log(jnp.concatenate([jnp.array([0.86, 0.04]), jnp.full((100,), 0.001)]))
-    start = {"first": first, "second": jnp.zeros((3,))}
-
-    def sample(params, key):
-        keys = jax.random.split(key, 3)
-        a = jax.random.categorical(keys[0], params["first"], shape=(groups, size))
-        b = jax.random.categorical(keys[1], params["second"], shape=(groups, size))
-        luck = jax.random.uniform(keys[2], (groups, size))
-        pays = jnp.where(a == 0, luck < 0.5, jnp.where(a == 1, b == 0, luck < 0.25))
-        return a, b, pays.astype(jnp.float32)
-
-    def loss(params, proxy_params, a, b, rewards):
-        spread = jnp.std(rewards, axis=1, keepdims=True)
-        centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
-        advantages = jnp.where(spread > 0, centred / jnp.where(spread > 0, spread, 1.0), 0.0)
-        both = jnp.broadcast_to(advantages[..., None], (groups, size, 2))
-        mask = jnp.stack([jnp.ones_like(a, bool), a == 1], axis=-1)
-        log_first = jax.nn.log_softmax(params["first"])
-        log_second = jax.nn.log_softmax(params["second"])
-        log_probs = jnp.stack([log_first[a], log_second[b]], axis=-1)
-        scores = []
-        for name, own, taken in (("first", log_first, a), ("second", log_second, b)):
-            proxy = lp.filtered_proxy(jax.nn.log_softmax(proxy_params[name]))
-            spread_out = lambda leaf: jnp.broadcast_to(leaf, taken.shape + leaf.shape)
-            proxy = lp.Proxy(*(spread_out(leaf) for leaf in proxy))
-            scores.append(lp.proxy_scores(spread_out(own), proxy, taken))
-        scores = lp.ProxyScores(*(jnp.stack(leaves, axis=-1) for leaves in zip(*scores)))
-        return lp.low_probability_loss(
-            log_probs, jax.lax.stop_gradient(log_probs), both, mask, scores,
-            coefficient=coefficient, share=0.1, form=form,
-        )[0]  # fmt: skip
-
-    def one(key):
-        def body(carry, step):
-            params, proxy = carry
-            fresh = step % proxy_every == 0
-            proxy = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), params, proxy)
-            grads = jax.grad(loss)(params, proxy, *sample(params, jax.random.fold_in(key, step)))
-            params = jax.tree.map(lambda p, g: p - 2.0 * 16 * g, params, grads)
-            return (params, proxy), jax.nn.softmax(params["first"])[1]
-
-        (params, _), sparks = jax.lax.scan(body, (start, start), jnp.arange(steps))
-        return jax.nn.softmax(params["first"])[1], sparks
-
-    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), seeds))
-
-
-def test_on_policy_a_fresh_proxy_does_nothing():
-    """The card's structural claim: with the proxy of the same parameters Lp-Reg is GRPO."""
-    _, plain = spark_tree(1, 0.0, "full_kl", steps=41)
-    for form in lp.FORMS:
-        _, regular = spark_tree(1, 1.0, form, steps=41)
-        assert np.abs(np.asarray(regular - plain))[:, :10].max() < 1e-2
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -10,6 +10,7 @@ import pytest
 from jaxreward.rewards.reasoning_patterns import (
     PHRASES,
     pattern_reward,
+    repeats_itself,
     repetition,
     token_pattern_reward,
 )
@@ -77,3 +78,14 @@ def test_token_ids_give_what_texts_give(length):
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         pattern_reward(["wait"], **options)
+
+
+def test_a_stretch_that_comes_back_too_often():
+    stretch = "a b_c d e f g h i j "  # ten words, one behind an underscore
+    found = repeats_itself([stretch * 9, stretch * 10, "word " * 19, ""])
+    # nineteen equal words hold ten overlapping stretches of ten
+    assert found.tolist() == [False, True, True, False]
+    assert repeats_itself(["x y x y"], width=2, times=2).tolist() == [True]
+    assert repeats_itself(["x y z"], width=2, times=2).tolist() == [False]
+    with pytest.raises(ValueError, match="times = 1; allowed is >= 2"):
+        repeats_itself(["x"], times=1)

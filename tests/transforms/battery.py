@@ -22,6 +22,7 @@ from jaxreward.transforms import (
     exact_correction,
     likelihood,
     majority,
+    mixture,
     noise,
     rates,
     rates_calibrated,
@@ -180,6 +181,14 @@ CASES = {
         lambda axis_name=None: calibration.peer_reward(axis_name=axis_name), draws=True
     ),
     "calibration.blend": Case(lambda: calibration.blend("rate")),
+    "calibration.subtract": Case(lambda: calibration.subtract("rate", weight=0.5)),
+    # mixture
+    "mixture.weighted_sum": Case(
+        lambda: mixture.weighted_sum(
+            (advantage.grpo(), chain(noise.drop(0.3), advantage.rloo())), (1.0, 0.5)
+        ),
+        draws=True,
+    ),
     # likelihood
     "likelihood.reference_likelihood": Case(
         lambda: likelihood.reference_likelihood("mean_prob", debias=True)

@@ -142,3 +142,14 @@ def test_peer_rewards_take_out_the_offset_in_expectation():
     error = 4 * np.sqrt(2 / 9 / 4000)
     np.testing.assert_allclose(jnp.mean(draws, axis=0)[1, :2], -2 / 3, atol=error)
     assert not np.any(draws[:, 1, 2])
+
+
+def test_a_penalty_is_taken_off_and_missing_rewards_stay():
+    given = make_signal(jnp.array([[1.0, 0.5, jnp.nan]]), flag=jnp.array([[True, False, True]]))
+    after = calibration.subtract("flag").update(jax.random.key(0), given, ())[0]
+    np.testing.assert_array_equal(after.rewards, [[0.0, 0.5, 0.0]])
+    np.testing.assert_array_equal(after.mask, [[True, True, False]])
+    half = calibration.subtract("flag", weight=0.5).update(jax.random.key(0), given, ())[0]
+    np.testing.assert_array_equal(half.rewards, [[0.5, 0.5, 0.0]])
+    with pytest.raises(ValueError, match="weight = inf; allowed is a finite number"):
+        calibration.subtract("flag", weight=float("inf"))

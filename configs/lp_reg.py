@@ -1,0 +1,73 @@
+"""Rare but sensible tokens that sustain exploration (Lp-Reg, arXiv 2510.03222).
+
+Claims: pulling rare tokens that are about to be punished towards a filtered copy of an older
+policy keeps them alive and ends higher than GRPO, an entropy bonus or clip-higher; a copy that is
+always up to date does nothing, so that arm is GRPO without its clip.
+
+Task: two steps of + and -, from a start that sometimes works them out with marker words, which is
+right more often. The tree with one rare right branch is `configs/spark_tree.py`.
+
+Hardware and time: two CPU cores, about 10 minutes; `smoke`: seconds.
+Command: python -m experiments.rlvr --config=configs/lp_reg.py --workdir=DIR
+"""
+
+import ml_collections
+
+from configs import common
+
+OPEN = dict(clip_low=1.0, clip_high=9.0)  # the ratio's bounds in Lp-Reg: [0, 10]
+OWN = {
+    "grpo": dict(loss=dict(clip_low=0.2)),
+    "open_grpo": dict(loss=OPEN),
+    "entropy_bonus": dict(loss=dict(entropy_coefficient=0.01)),
+    "clip_higher": dict(loss=dict(clip_high=0.28)),
+    "fresh_k3": dict(loss=dict(k3_coefficient=1.0, **OPEN)),
+    "lagged_k3": dict(loss=dict(k3_coefficient=1.0, **OPEN), optimizer=dict(every=40)),
+    "lagged_full_kl": dict(loss=dict(full_kl_coefficient=1.0, **OPEN), optimizer=dict(every=40)),
+}
+"""What an arm changes beside its chain, which is the same for all."""
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """`arg`: "" or "smoke" (seconds)."""
+    if arg not in ("", "smoke"):
+        raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
+    config = common.rlvr()
+    config.method = "lp_reg"
+    common.mixed_calculation(config)
+    config.lagged = True  # the parameters hold an older copy, for the proxy
+    config.updates_per_rollout = 4
+    config.loss.fn = (
+        "jaxreward.losses.low_probability_objective:low_probability_objective"
+    )
+    config.loss.normalize = "token"
+    config.loss.full_kl_coefficient = 0.0
+    config.loss.k3_coefficient = 0.0
+    config.loss.entropy_coefficient = 0.0
+    config.loss.min_p = 0.02
+    config.loss.share = 0.01
+    config.optimizer.fn = "jaxreward.policies.lagged:adam"
+    config.optimizer.every = 1  # optimizer steps between two copies
+    config.seeds = 3
+    config.steps = 60
+    config.hyper.learning_rate = 5e-4
+    config.hyper.kl_coefficient = 0.0
+    config.tune.learning_rate = (2e-4, 5e-4, 1e-3)
+    config.tune.kl_coefficient = (0.0,)
+    config.tune.seeds = 2
+    config.tune.steps = 30
+    config.transforms.advantage = ml_collections.ConfigDict(
+        dict(fn="jaxreward.transforms.advantage:grpo", ddof=1, epsilon=1e-6)
+    )
+    config.own = ml_collections.ConfigDict()
+    for arm, changes in OWN.items():
+        config.arms[arm] = ("advantage",)
+        config.own[arm] = ml_collections.ConfigDict(changes)
+    for setting in ("equal", "tuned"):
+        for worse in ("grpo", "entropy_bonus", "clip_higher", "lagged_full_kl", "start"):
+            config.claims[f"{setting}_{worse}"] = common.claim("lagged_k3", worse, setting)
+    if arg == "smoke":
+        common.smoke(config)
+        config.evaluation.start_samples = 2
+        config.updates_per_rollout = 2
+    return config

@@ -1,0 +1,48 @@
+"""The spark tree: an up-to-date proxy is GRPO, a lagged one keeps the spark, and small pieces."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import spark_tree as tree_config
+from experiments import spark_tree
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def run(arms, rollouts, seeds=8, **changes):
+    config = tree_config.get_config()
+    config.study.rollouts = rollouts
+    config.study.update(changes)
+    for arm in [arm for arm in config.study.arms if arm not in arms]:
+        del config.study.arms[arm]
+    keys = jax.random.split(jax.random.key(1), seeds)
+    return jax.jit(jax.vmap(spark_tree.make_study(config).run))(keys)
+
+
+def test_an_up_to_date_proxy_is_grpo():
+    found = run(("open_grpo", "fresh_k3", "fresh_full_kl"), 41)
+    for arm in ("fresh_k3", "fresh_full_kl"):
+        gap = np.abs(found[arm]["spark_early"] - found["open_grpo"]["spark_early"])
+        assert gap.max() < 1e-2
+
+
+def test_a_lagged_proxy_keeps_the_spark():
+    found = run(("grpo", "lagged_k3"), 400)
+    wins = {arm: float(own["spark_wins"].mean()) for arm, own in found.items()}
+    assert wins["lagged_k3"] >= 0.875 > wins["grpo"]
+    kept = np.asarray(found["lagged_k3"]["spark_wins"]) == 1
+    np.testing.assert_allclose(found["lagged_k3"]["reward"][kept], 1.0, atol=0.05)
+
+
+def test_minibatches_divide_the_groups_and_change_the_result():
+    whole, parts = (run(("grpo",), 3, seeds=2, minibatches=n)["grpo"] for n in (1, 8))
+    assert whole["spark_curve"].shape == parts["spark_curve"].shape == (2, 3)
+    assert not np.allclose(whole["spark"], parts["spark"])
+
+
+def test_every_variant_of_the_config():
+    for variant in ("", "minibatches", "smoke"):
+        assert set(tree_config.get_config(variant).study.arms) >= {"grpo", "lagged_k3"}
+    with pytest.raises(ValueError, match="variant 'large'"):
+        tree_config.get_config("large")
