@@ -2,14 +2,15 @@
 
     python -m experiments.evaluate_reward --items=FILE.jsonl --callable=my_rewards:score
     python -m experiments.evaluate_reward --items=FILE.jsonl --hf=FOLDER
-    python -m experiments.evaluate_reward --items=FILE.jsonl --checkpoint=FOLDER
+    python -m experiments.evaluate_reward --items=FILE.jsonl --checkpoint=FOLDER [--tokenizer=WHERE]
     python -m experiments.evaluate_reward --items=FILE.jsonl --scores
     python -m experiments.evaluate_reward --mdp=FILE.npz
 
 The reward is one of: a Python function by import path, `score(prompts, responses)` of two lists
 of texts; a sequence-classification reward model for the transformers package (which, with torch,
-must be installed); a checkpoint of this library; scores that the file holds. Every distinct text
-is scored once, in blocks of --batch-size.
+must be installed); a checkpoint of this library (`jaxreward.rewards.learned_files`), its tokenizer
+a folder with `tokenizer.json`, a `.gguf` file or `MODULE:ALPHABET`; scores that the file holds.
+Every distinct text is scored once, in blocks of --batch-size.
 
 The file. One JSON object per line, or a parquet file with the same columns:
 
@@ -82,6 +83,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--callable", metavar="MODULE:FUNCTION", help="(prompts, responses) -> scores")
     add("--hf", metavar="FOLDER", help="sequence-classification model, or its name")
     add("--checkpoint", type=Path, metavar="FOLDER", help="of this library")
+    add("--tokenizer", default="", metavar="WHERE", help="of the checkpoint, if not in its folder")
     add("--scores", action="store_true", help="the file holds the scores")
     add("--mdp", type=Path, metavar="FILE", help=".npz with transitions, discount, gold, rewards")
     add("--columns", default="", metavar="NAME=COLUMN,...")
@@ -202,7 +204,9 @@ def _scorer(options: argparse.Namespace):
     if options.hf:
         return reward_sources.from_hugging_face(options.hf)
     if options.checkpoint:
-        return reward_sources.from_checkpoint(options.checkpoint)
+        return reward_sources.from_checkpoint(
+            options.checkpoint, options.tokenizer, options.batch_size
+        )
     return None
 
 

@@ -4,6 +4,7 @@
 at 95% over problems, or None where there is nothing to measure.
 """
 
+import functools
 import math
 from typing import Any, Mapping, NamedTuple, Sequence
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.reward_items import Item
+from jaxreward import masked
 from jaxreward.evaluation import best_of_n, finite_mdp, reward_benchmarks as benchmarks
 from jaxreward.evaluation import reward_calibration as calibration
 from jaxreward.evaluation import reward_distances, reward_sensitivity as sensitivity
@@ -88,40 +90,44 @@ def from_file(items: Sequence[Item]) -> Scored:
 
 def _arrays(items: Sequence[Item], rows: list[list[Sequence[float]]]) -> Scored:
     chosen, rejected, contrast, forms, samples = zip(*rows)
-    whole = [list(c) if len(c) == 4 else [math.nan] * 4 for c in contrast]
+    whole = [c if len(c) == 4 else () for c in contrast]
     codes: dict[str, int] = {}
     answers = [[codes.setdefault(a, len(codes)) for a in item.answers] for item in items]
     width = max(map(len, samples))
     return Scored(
-        np.array([row[0] for row in chosen]), _padded(rejected),
-        np.array(whole).reshape(-1, 2, 2), _padded(forms), _padded(samples, width),
+        _padded([row[:1] for row in chosen])[:, 0], _padded(rejected),
+        _padded(whole)[:, :4].reshape(-1, 2, 2), _padded(forms), _padded(samples, width),
         _padded([item.gold for item in items], width), _padded(answers, width),
-        np.array([len(item.chosen) or math.nan for item in items], float),
+        _padded([[len(item.chosen) or math.nan] for item in items])[:, 0],
         _padded([[len(r) for r in item.rejected] for item in items], max(map(len, rejected))),
     )
 
 
 def _padded(rows: Sequence[Sequence[float]], width: int = 0) -> np.ndarray:
-    width = max([width, 1, *map(len, rows)])
-    found = np.full((len(rows), width), np.nan)
+    """Rows and columns up to powers of two, so that few programs are compiled."""
+    width = max([width, 4, *map(len, rows)])
+    found = np.full((_power(max(len(rows), 32)), _power(width)), np.nan)
     for row, values in zip(found, rows):
         row[: len(values)] = values
     return found
 
 
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
 def judge(items: Sequence[Item], s: Scored, *, bins: int = 10) -> dict[str, Any]:
     """All figures that the items allow; a section without data is None."""
-    chosen, rejected = _f32(s.chosen), _f32(s.rejected)
-    mask = benchmarks.compared(chosen, rejected, jnp.ones(rejected.shape, bool))
+    m = jax.tree.map(np.asarray, _measure(jax.tree.map(_f32, s), bins))
     return {
-        "scores": _scores(s),
-        "preference": _preference(chosen, rejected, mask),
-        "categories": _categories(items, chosen, rejected, mask),
-        "calibration": _calibration(chosen, rejected, mask, bins),
-        "contrast": _contrast(s),
-        "length": _length(s, mask),
-        "format": _format(s),
-        "best_of_n": _best_of_n(s),
+        "scores": _scores(s, m["mask"]),
+        "preference": _preference(m),
+        "categories": _categories(items, m),
+        "calibration": _calibration(m),
+        "contrast": _contrast(m),
+        "length": _length(m),
+        "format": _format(m),
+        "best_of_n": _best_of_n(s, m),
     }
 
 
@@ -129,11 +135,97 @@ def _f32(values: np.ndarray) -> jax.Array:
     return jnp.asarray(values, jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _measure(s: Scored, bins: int) -> dict[str, Any]:
+    """Everything that is computed, as one program; masks say where it means something."""
+    mask = benchmarks.compared(s.chosen, s.rejected, jnp.ones(s.rejected.shape, bool))
+    margin = jnp.where(mask, s.chosen[:, None] - s.rejected, 0.0).ravel()
+    return {
+        "mask": mask,
+        "present": jnp.any(mask, axis=1),
+        "won": benchmarks.wins(s.chosen, s.rejected),
+        "tied": s.chosen[:, None] == s.rejected,
+        "accuracy": benchmarks.beats_all(s.chosen, s.rejected, mask),
+        "accuracy_with_ties": benchmarks.beats_all(s.chosen, s.rejected, mask, ties=True),
+        "reciprocal_rank": benchmarks.reciprocal_rank(s.chosen, s.rejected, mask),
+        "win_rate": benchmarks.win_rate(s.chosen, s.rejected, mask),
+        "calibration": _measure_calibration(margin, mask.ravel(), bins),
+        "contrast": _measure_contrast(s.contrast),
+        "length": _measure_length(s, margin, mask),
+        "format": _measure_format(s),
+        "best_of_n": _measure_best_of_n(s),
+    }
+
+
+def _measure_calibration(margin, mask, bins: int) -> dict[str, Any]:
+    scale = calibration.best_scale(margin, mask)
+    found: dict[str, Any] = {"best_scale": scale}
+    for name, factor in (("raw", jnp.ones(())), ("scaled", scale)):
+        confidence, right = calibration.preference_confidence(margin, factor)
+        diagram = calibration.reliability_diagram(confidence, right, mask, bins=bins)
+        error = calibration.expected_calibration_error(diagram)
+        found[name] = (error, jnp.square(confidence - right), diagram)
+    return found
+
+
+def _measure_contrast(rewards) -> dict[str, Any]:
+    measures = {"response": benchmarks.response_consistency,
+                "instruction": benchmarks.instruction_consistency}
+    return {
+        "known": jnp.all(jnp.isfinite(rewards), axis=(1, 2)),
+        **{
+            f"{what}_consistency{suffix}": measure(rewards, both_directions=both)
+            for what, measure in measures.items()
+            for suffix, both in (("", False), ("_both_directions", True))
+        },
+    }
+
+
+def _measure_length(s: Scored, margin, mask) -> dict[str, Any]:
+    difference = s.chosen_length[:, None] - s.rejected_length
+    pairs = (mask & jnp.isfinite(difference)).ravel()
+    scores = jnp.concatenate([s.chosen, s.rejected.ravel()])
+    lengths = jnp.log(jnp.concatenate([s.chosen_length, s.rejected_length.ravel()]))
+    known = jnp.isfinite(scores) & jnp.isfinite(lengths)
+    preferred = (jnp.arange(scores.shape[0]) < s.chosen.shape[0]).astype(jnp.float32)
+    return {
+        "pairs": pairs,
+        "difference": difference.ravel(),
+        "effect": sensitivity.length_effect(margin, difference.ravel(), pairs),
+        "rank_correlation": sensitivity.rank_correlation(scores, lengths, known),
+        "given_preferred": sensitivity.partial_correlation(scores, lengths, preferred, known),
+    }
+
+
+def _measure_format(s: Scored) -> sensitivity.FormatEffect:
+    best = jnp.max(jnp.where(jnp.isfinite(s.rejected), s.rejected, -jnp.inf), axis=1)
+    return sensitivity.format_effect(jnp.concatenate([s.chosen[:, None], s.forms], axis=1), best)
+
+
+def _measure_best_of_n(s: Scored) -> dict[str, Any]:
+    """Proxy and gold at powers of two; the proxy in units of its deviation over samples."""
+    known = jnp.isfinite(s.samples) & jnp.isfinite(s.gold)
+    unit = masked.std(s.samples, known)
+    proxy = (s.samples - masked.mean(s.samples, known)) / jnp.where(unit > 0, unit, 1.0)
+    sizes = jnp.array([2.0**i for i in range(s.samples.shape[1].bit_length())])
+    at = jax.vmap(best_of_n.best_of_n, (0, 0, None, 0))
+    along = lambda values: jax.vmap(lambda n: at(s.samples, values, n, known))(sizes)
+    answers = jnp.where(jnp.isfinite(s.answers), s.answers, -1.0).astype(jnp.int32)
+    return {
+        "known": known,
+        "kl": best_of_n.best_of_n_kl(sizes),
+        "proxy": along(proxy),
+        "gold": along(s.gold),
+        "correlation": sensitivity.correlation(s.samples.ravel(), s.gold.ravel(), known.ravel()),
+        "top": jax.vmap(benchmarks.pick_top)(s.samples, answers, known),
+    }
+
+
 def mean(values: Any, mask: Any = None) -> Figure | None:
     """Mean with a normal interval over the selected entries; a Wilson interval for zeros and ones."""
     values = np.asarray(values, np.float64)
     values = values[np.asarray(mask)] if mask is not None else values
-    count = len(values)
+    count = values.size
     if not count:
         return None
     centre = float(values.mean())
@@ -152,8 +244,10 @@ def _figure(value: Any, low: Any = None, high: Any = None, count: int | None = N
     return {"value": clean(value), "low": clean(low), "high": clean(high), "count": count}
 
 
-def _scores(s: Scored) -> dict[str, Any]:
-    every = np.concatenate([s.chosen, s.rejected[np.isfinite(s.rejected_length) | np.isfinite(s.rejected)]])
+def _scores(s: Scored, mask: np.ndarray) -> dict[str, Any]:
+    texts = np.isfinite(s.rejected_length) | np.isfinite(s.rejected)
+    rows = texts.any(1)
+    every = np.concatenate([s.chosen[rows], s.rejected[texts]])
     known = every[np.isfinite(every)]
     return {
         "count": len(every),
@@ -161,133 +255,94 @@ def _scores(s: Scored) -> dict[str, Any]:
         "mean": float(known.mean()) if len(known) else None,
         "std": float(known.std()) if len(known) else None,
         "distinct": len(np.unique(known)),
+        "comparisons": int(mask.sum()),
     }
 
 
-def _preference(chosen, rejected, mask) -> dict[str, Figure | None]:
-    present = np.asarray(mask).any(1)
-    tied = np.asarray(mask & (chosen[:, None] == rejected))
+def _preference(m: dict[str, Any]) -> dict[str, Figure | None]:
+    names = ("accuracy", "accuracy_with_ties", "reciprocal_rank", "win_rate")
     return {
-        "pairwise_accuracy": mean(benchmarks.wins(chosen, rejected)[mask]),
-        "pairwise_ties": mean(tied[np.asarray(mask)].astype(float)),
-        "accuracy": mean(benchmarks.beats_all(chosen, rejected, mask), present),
-        "accuracy_with_ties": mean(
-            benchmarks.beats_all(chosen, rejected, mask, ties=True), present),
-        "reciprocal_rank": mean(benchmarks.reciprocal_rank(chosen, rejected, mask), present),
-        "win_rate": mean(benchmarks.win_rate(chosen, rejected, mask), present),
+        "pairwise_accuracy": mean(m["won"], m["mask"]),
+        "pairwise_ties": mean(m["tied"].astype(float), m["mask"]),
+        **{name: mean(m[name], m["present"]) for name in names},
     }
 
 
-def _categories(items, chosen, rejected, mask) -> dict[str, Figure | None]:
+def _categories(items: Sequence[Item], m: dict[str, Any]) -> dict[str, Figure | None]:
     names = sorted({item.category for item in items if item.category is not None})
-    hits = np.asarray(benchmarks.beats_all(chosen, rejected, mask))
-    present = np.asarray(mask).any(1)
-    own = lambda name: np.array([item.category == name for item in items])
-    return {name: mean(hits, present & own(name)) for name in names}
+    own = np.full(len(m["present"]), None, object)
+    own[: len(items)] = [item.category for item in items]
+    return {name: mean(m["accuracy"], m["present"] & (own == name)) for name in names}
 
 
-def _calibration(chosen, rejected, mask, bins: int) -> dict[str, Any] | None:
-    margin = (chosen[:, None] - rejected)[mask]
-    if not margin.size:
+def _calibration(m: dict[str, Any]) -> dict[str, Any] | None:
+    if not m["mask"].any():
         return None
-    scale = float(calibration.best_scale(margin))
-    found = {"best_scale": scale}
-    for name, factor in (("raw", 1.0), ("scaled", scale)):
-        confidence, right = calibration.preference_confidence(margin, jnp.float32(factor))
-        diagram = calibration.reliability_diagram(confidence, right, bins=bins)
+    own = m["calibration"]
+    found: dict[str, Any] = {"best_scale": float(own["best_scale"])}
+    for name in ("raw", "scaled"):
+        error, squares, diagram = own[name]
         found[name] = {
-            "expected_calibration_error": float(calibration.expected_calibration_error(diagram)),
-            "brier_score": mean(jnp.square(confidence - right)),
-            "diagram": {k: np.asarray(v).tolist() for k, v in diagram._asdict().items()},
+            "expected_calibration_error": float(error),
+            "brier_score": mean(squares, m["mask"].ravel()),
+            "diagram": {k: v.tolist() for k, v in diagram._asdict().items()},
         }
     return found
 
 
-def _contrast(s: Scored) -> dict[str, Figure | None] | None:
-    known = np.isfinite(s.contrast).all((1, 2))
-    if not known.any():
+def _contrast(m: dict[str, Any]) -> dict[str, Figure | None] | None:
+    own = dict(m["contrast"])
+    known = own.pop("known")
+    return {name: mean(values, known) for name, values in own.items()} if known.any() else None
+
+
+def _length(m: dict[str, Any]) -> dict[str, Any] | None:
+    own = m["length"]
+    if not own["pairs"].any():
         return None
-    rewards = _f32(s.contrast[known])
+    right, longer = m["won"].ravel(), own["difference"] > 0
     return {
-        f"{what}_consistency{suffix}": mean(measure(rewards, both_directions=both))
-        for what, measure in (
-            ("response", benchmarks.response_consistency),
-            ("instruction", benchmarks.instruction_consistency),
-        )
-        for suffix, both in (("", False), ("_both_directions", True))
+        "accuracy_longer": mean(right, own["pairs"] & longer),
+        "accuracy_shorter": mean(right, own["pairs"] & (own["difference"] < 0)),
+        "bias": _figure(own["effect"].bias) if own["effect"].longer * own["effect"].shorter else None,
+        "correlation_of_differences": _figure(own["effect"].correlation),
+        "rank_correlation": _figure(own["rank_correlation"]),
+        "correlation_given_preferred": _figure(own["given_preferred"]),
     }
 
 
-def _length(s: Scored, mask) -> dict[str, Any] | None:
-    mask = np.asarray(mask) & np.isfinite(s.rejected_length) & np.isfinite(s.chosen_length)[:, None]
-    if not mask.any():
+def _format(m: dict[str, Any]) -> dict[str, Any] | None:
+    own = m["format"]
+    if not own.answers:
         return None
-    pairs = np.nonzero(mask)
-    margin = _f32((s.chosen[:, None] - s.rejected)[pairs])
-    length = _f32((s.chosen_length[:, None] - s.rejected_length)[pairs])
-    effect = sensitivity.length_effect(margin, length)
-    right = np.asarray(margin > 0, float)
-    scores = np.concatenate([s.chosen, s.rejected.ravel()])
-    lengths = np.concatenate([s.chosen_length, s.rejected_length.ravel()])
-    known = np.isfinite(scores) & np.isfinite(lengths)
-    both = _f32(scores[known]), _f32(np.log(lengths[known]))
-    preferred = _f32((np.arange(len(scores)) < len(s.chosen)).astype(float)[known])
-    return {
-        "accuracy_longer": mean(right, np.asarray(length > 0)),
-        "accuracy_shorter": mean(right, np.asarray(length < 0)),
-        "bias": _figure(effect.bias),
-        "correlation_of_differences": _figure(effect.correlation),
-        "rank_correlation": _figure(sensitivity.rank_correlation(*both)),
-        "correlation_given_preferred": _figure(sensitivity.partial_correlation(*both, preferred)),
-    }
+    count = int(own.answers)
+    return {"spread": _figure(own.spread, count=count), "flips": _figure(own.flips, count=count)}
 
 
-def _format(s: Scored) -> dict[str, Any] | None:
-    forms = np.concatenate([s.chosen[:, None], s.forms], axis=1)
-    best = np.where(np.isfinite(s.rejected), s.rejected, -np.inf).max(1)
-    effect = sensitivity.format_effect(_f32(forms), _f32(best))
-    if not effect.answers:
-        return None
-    return {
-        "spread": _figure(effect.spread, count=int(effect.answers)),
-        "flips": _figure(effect.flips, count=int(effect.answers)),
-    }
-
-
-def _best_of_n(s: Scored) -> dict[str, Any] | None:
-    """Proxy and gold along n; the proxy in units of its deviation over samples."""
-    known = np.isfinite(s.samples) & np.isfinite(s.gold)
-    rows = known.sum(1) >= 2
+def _best_of_n(s: Scored, m: dict[str, Any]) -> dict[str, Any] | None:
+    own = m["best_of_n"]
+    number = own["known"].sum(1)
+    rows = number >= 2
     if not rows.any():
         return None
-    proxy, gold, mask = _f32(s.samples[rows]), _f32(s.gold[rows]), jnp.asarray(known[rows])
-    most = int(known[rows].sum(1).min())
-    sizes = [2**i for i in range(most.bit_length())]
-    centre, unit = (float(f(s.samples[rows][known[rows]])) for f in (np.mean, np.std))
-    at = jax.vmap(best_of_n.best_of_n, (0, 0, None, 0))
-    along = lambda values: [mean(at(proxy, values, n, mask)) for n in sizes]
-    kl = best_of_n.best_of_n_kl(jnp.array(sizes))
-    golds = along(gold)
+    sizes = [2**i for i in range(int(number[rows].min()).bit_length())]
+    golds = [mean(values, rows) for values in own["gold"][: len(sizes)]]
+    kl = own["kl"][: len(sizes)]
     found = {
         "n": sizes,
-        "kl": np.asarray(kl).tolist(),
-        "proxy": along((proxy - centre) / (unit or 1.0)),
+        "kl": kl.tolist(),
+        "proxy": [mean(values, rows) for values in own["proxy"][: len(sizes)]],
         "gold": golds,
-        "correlation": _figure(sensitivity.correlation(proxy[mask], gold[mask])),
+        "correlation": _figure(own["correlation"]),
+        "top_with_majority": None,
     }
     if len(sizes) >= 3:
-        fit = best_of_n.over_optimization(kl, _f32(np.array([g["value"] for g in golds])))
+        fit = best_of_n.over_optimization(_f32(kl), _f32(np.array([g["value"] for g in golds])))
         found.update(collapse=float(fit.collapse), peak_n=sizes[int(fit.peak)])
-    return {**found, "top_with_majority": _top(s, rows, known)}
-
-
-def _top(s: Scored, rows: np.ndarray, known: np.ndarray) -> Figure | None:
-    """Gold reward of the top sample of all, ties going to the majority answer among the tied."""
-    if not np.isfinite(s.answers).any():
-        return None
-    answers = jnp.asarray(np.nan_to_num(s.answers[rows], nan=-1.0).astype(np.int32))
-    top = jax.vmap(benchmarks.pick_top)(_f32(s.samples[rows]), answers, jnp.asarray(known[rows]))
-    return mean(np.take_along_axis(s.gold[rows], np.asarray(top)[:, None], axis=1)[:, 0])
+    if np.isfinite(s.answers).any():
+        top = np.take_along_axis(s.gold, own["top"][:, None], axis=1)[:, 0]
+        found["top_with_majority"] = mean(top, rows)
+    return found
 
 
 def judge_mdp(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -315,15 +370,18 @@ def judge_mdp(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     if not rest:
         raise ValueError("--mdp holds no reward beside gold")
     gold = jnp.asarray(arrays["gold"], mdp.transitions.dtype)
-    return {name: _distances(mdp, gold, jnp.asarray(arrays[name], gold.dtype)) for name in rest}
+    found = {name: _distances(mdp, gold, jnp.asarray(arrays[name], gold.dtype)) for name in rest}
+    order = (*METRICS, "regret", "worst_case_regret")  # which a program returns sorted
+    return {name: {key: float(own[key]) for key in order} for name, own in found.items()}
 
 
-def _distances(mdp, gold, reward) -> dict[str, float]:
+@jax.jit
+def _distances(mdp, gold, reward) -> dict[str, jax.Array]:
     found = {
-        name: float(reward_distances.reward_distance(
-            mdp, gold, reward, reward_distances.reward_metric(name)))
+        name: reward_distances.reward_distance(
+            mdp, gold, reward, reward_distances.reward_metric(name))
         for name in METRICS
     }
-    found["regret"] = float(finite_mdp.optimal_policy_regret(mdp, gold, reward))
-    found["worst_case_regret"] = float(finite_mdp.worst_case_regret(mdp, gold, reward))
+    found["regret"] = finite_mdp.optimal_policy_regret(mdp, gold, reward)
+    found["worst_case_regret"] = finite_mdp.worst_case_regret(mdp, gold, reward)
     return found

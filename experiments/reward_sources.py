@@ -6,12 +6,15 @@ a file are called on blocks, so that memory is bounded by the size of a block.
 
 import importlib
 import inspect
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
+
+from jaxreward.training import config as config_lib
 
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -97,11 +100,90 @@ def from_hugging_face(name: str) -> Scorer:
 def _segments(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) -> tuple:
     if tokenizer.chat_template is None:
         return list(prompts), list(responses)
-    chats = [
+    chats = _chats(prompts, responses)
+    return ([tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats],)
+
+
+def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> Scorer:
+    """A reward model that `jaxreward.rewards.learned_files` saved; an ensemble's mean score.
+
+    Of a model of texts the response follows the prompt, as its chat template says if it has one,
+    else directly, with the end-of-text token after it. Of a model of feature vectors responses
+    are JSON lists of numbers, and prompts do not matter.
+
+    Args:
+      folder: the checkpoint.
+      tokenizer: a folder with `tokenizer.json`, a `.gguf` file or `MODULE:ALPHABET`; by default
+        the checkpoint's own folder.
+      block_size: >= 1.
+
+    Raises:
+      ValueError: the files are not those of a reward model or of a tokenizer.
+    """
+    from jaxreward.rewards import learned, learned_files
+
+    loaded = learned_files.load(folder)
+    if loaded.spec["network"] == "mlp":
+        encode: Callable = lambda prompts, responses: _vectors(responses, loaded.spec["width"])
+    else:
+        encode = _text_encoder(folder, tokenizer)
+
+    def score(prompts, responses):
+        found = learned.score_many(
+            loaded.model.score, loaded.params, encode(prompts, responses),
+            block_size=block_size, progress=False,
+        )
+        return found.reshape(-1, len(prompts)).mean(0).astype(np.float64)
+
+    return score
+
+
+def _vectors(responses: Sequence[str], width: int) -> np.ndarray:
+    rows = []
+    for text in responses:
+        try:
+            row = np.array(json.loads(text), np.float32)
+        except (ValueError, TypeError):
+            row = np.zeros(())
+        if row.shape != (width,):
+            raise ValueError(
+                f"response {text[:40]!r} is no list of {width} numbers, which the checkpoint needs"
+            )
+        rows.append(row)
+    return np.stack(rows)
+
+
+def _text_encoder(folder: Path, name: str) -> Callable:
+    from jaxreward.rewards import learned
+    from jaxreward.tasks import pretrained_tokenizer
+    from jaxreward.tasks import tokenizer as tokenizers
+
+    if ":" in name:
+        own = tokenizers.make_tokenizer(config_lib.resolve(name))
+        pretrained = pretrained_tokenizer.Pretrained(own, "", {})
+    else:
+        pretrained = pretrained_tokenizer.open_pretrained(name or folder)
+
+    def encode(prompts, responses):
+        plain = not pretrained.template
+        texts = [p + r for p, r in zip(prompts, responses)] if plain else (
+            pretrained_tokenizer.render_chats(pretrained, _chats(prompts, responses)))
+        found = tokenizers.encode(pretrained.tokenizer, texts, eos=plain)
+        width = 1 << (found.tokens.shape[1] - 1).bit_length()  # few widths, few compilations
+        missing = width - found.tokens.shape[1]
+        pad = pretrained.tokenizer.pad
+        return learned.Texts(
+            np.pad(found.tokens, ((0, 0), (0, missing)), constant_values=pad), found.lengths
+        )
+
+    return encode
+
+
+def _chats(prompts: Sequence[str], responses: Sequence[str]) -> list[list[dict[str, str]]]:
+    return [
         [{"role": "user", "content": p}, {"role": "assistant", "content": r}]
         for p, r in zip(prompts, responses)
     ]
-    return ([tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats],)
 
 
 def in_blocks(
@@ -121,14 +203,3 @@ def in_blocks(
             bar.update(len(block))
     found = np.array([scores[pair] for pair in zip(prompts, responses)])
     return np.where(np.isfinite(found), found, np.nan)
-
-
-def module_exists(name: str) -> bool:
-    """Whether a module of this name can be imported, without importing it."""
-    return importlib.util.find_spec(name) is not None
-
-
-def check_folder(flag: str, path: Path) -> None:
-    """Raises ValueError unless `path` is a folder."""
-    if not path.is_dir():
-        raise ValueError(f"--{flag} = {path} is not a folder")

@@ -1,7 +1,8 @@
 """Who labels wrongly, and which labels are wrong, without trusted labels.
 
 `confident_counts` looks at a classifier's out-of-fold probabilities (confident learning, arXiv
-1911.00068), `annotator_posterior` at the margin of a preference model (RPO, arXiv 2509.24159).
+1911.00068), `annotator_posterior` at the margin of a preference model (RPO, arXiv 2509.24159),
+`anchor_rates` at the items that a model of the labels is surest of (CausalRM, arXiv 2603.18736).
 Pure functions of arrays, for use inside `jit` and outside.
 """
 
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxreward import channel as channels
 from jaxreward import masked
+from jaxreward.channel import Channel
 from jaxreward.checks import Number, check_number
 
 
@@ -164,3 +167,56 @@ def update_reliability(
     mean = masked.mean(jnp.broadcast_to(posterior[None, :], own.shape), own, axis=1)
     new = decay * reliability + (1 - decay) * mean
     return jnp.where(jnp.any(own, axis=1) & ~jnp.asarray(warming_up), new, reliability)
+
+
+class AnchorRates(NamedTuple):
+    """Noise rates at anchors: P(label 1) of the surest negatives, P(label 0) of the positives."""
+
+    false_positive: Float[Array, ""]
+    false_negative: Float[Array, ""]
+
+
+def anchor_rates(
+    logits: Float[Array, "N"],
+    mask: Bool[Array, "N"] | None = None,
+    *,
+    quantile: Number = 0.97,
+    most: Number = 0.49,
+) -> AnchorRates:
+    """Noise rates from a model of the *observed* labels (arXiv 1411.7718; 2603.18736, step 4).
+
+    Where an item is surely negative, the probability that its label is 1 is the rate of false
+    positives; likewise at the other end. The ends are the quantiles `1 - quantile` and `quantile`
+    of the logits, interpolated linearly between order statistics, and the sigmoid comes after.
+    Where few items are sure, both rates come out too large; where the model is not calibrated,
+    anything may.
+
+    Args:
+      logits: of P(label 1), of items drawn from the population (not of the observed ones alone).
+      mask: items that count; default all. Without any the rates are `most`.
+      quantile: in (1/2, 1]; may be traced.
+      most: in (0, 1/2), each rate is cut there, so that a correction stays possible.
+
+    Raises:
+      ValueError: a known number is out of range.
+    """
+    check_number("quantile", quantile, lambda x: (x > 0.5) & (x <= 1), "(1/2, 1]")
+    check_number("most", most, lambda x: (x > 0) & (x < 0.5), "(0, 1/2)")
+    mask = jnp.ones(logits.shape, bool) if mask is None else mask
+    end = jnp.asarray(quantile, jnp.float32)
+    ends = jnp.stack([1.0 - end, end])
+    low, high = jnp.nanquantile(jnp.where(mask, logits, jnp.nan), ends)
+    rates = jnp.stack([jax.nn.sigmoid(low), jax.nn.sigmoid(-high)])
+    rates = jnp.where(jnp.isnan(rates), most, jnp.minimum(rates, most))
+    return AnchorRates(*jax.lax.stop_gradient(rates))
+
+
+def clean_probability(
+    observed: Float[Array, "*shape"], channel: Channel
+) -> Float[Array, "*shape"]:
+    """P(true 1) from P(label 1), `clip((observed - false_positive) / J, 0, 1)`.
+
+    What a doubly robust estimate has to impute where labels are noisy: a model of the labels as
+    they are is right only where no noise is (arXiv 2603.18736, imputation).
+    """
+    return jnp.clip(channels.correct(observed, channel), 0.0, 1.0)

@@ -5,6 +5,7 @@ detailed or terse. Reward models of differing quality (data, label noise, taste 
 solutions, which human solutions have) are scored by benchmarks and by best-of-n of a policy.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
 def _dials(key: jax.Array, study) -> Dials:
     keys = jax.random.split(key, 3)
     draw = lambda k, low, high: jax.random.uniform(k, (study.models,), jnp.float32, low, high)
-    size = jnp.exp(draw(keys[0], jnp.log(study.pairs_least), jnp.log(study.pairs_most)))
+    size = jnp.exp(draw(keys[0], math.log(study.pairs_least), math.log(study.pairs_most)))
     return Dials(
         size.astype(jnp.int32), draw(keys[1], 0.0, study.noise_most), draw(keys[2], 0.0, 1.0)
     )
@@ -120,7 +121,7 @@ def wrong_totals(
     totals = write(own, digits, accuracy, base)
     right = totals[..., -1] == jnp.sum(digits, axis=-1) % base
     first = jax.random.randint(step_key, right.shape, 0, digits.shape[-1])
-    after = jnp.arange(digits.shape[-1]) >= first[..., None]
+    after = jnp.broadcast_to(jnp.arange(digits.shape[-1]), digits.shape) >= first[..., None]
     return (totals + (after & right[..., None]).astype(jnp.int32)) % base
 
 

@@ -174,12 +174,13 @@ def optimal_policy_regret(
     `(J1(pi1) - J1(pi2)) / (max J1 - min J1)` for policies optimal under each (arXiv
     2309.15257, section 5), exact instead of by rollouts; 0 where the range is 0.
     """
-    own = [extreme_policies(mdp, reward) for reward in (first, second)]
+    rewards = jnp.stack([first, second])
+    best, worst = jax.vmap(extreme_policies, (None, 0))(mdp, rewards)
 
     def regret(reward, best, worst, other):
         return _share(_gap(mdp, reward, best, other), _range(mdp, reward, best, worst))
 
-    return 0.5 * (regret(first, *own[0], own[1][0]) + regret(second, *own[1], own[0][0]))
+    return jnp.mean(jax.vmap(regret)(rewards, best, worst, best[::-1]))
 
 
 def worst_case_regret(
@@ -192,7 +193,7 @@ def worst_case_regret(
     the least over `k >= 0` of the return range of `first - k second`, a convex piecewise linear
     function of one variable, minimised here by cutting planes.
     """
-    whole, other = return_range(mdp, first), return_range(mdp, second)
+    whole, other = jax.vmap(return_range, (None, 0))(mdp, jnp.stack([first, second]))
     matters = other > 0
 
     def line(k):

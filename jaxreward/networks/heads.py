@@ -97,6 +97,20 @@ class Scalar(nn.Module):
         return Perceptron(self.hidden, activation="silu")(pool(last, mask, self.pool))[:, 0]
 
 
+class State(nn.Module):
+    """The pooled state itself, for networks that read several.
+
+    Attributes:
+      pool: one of `POOLS`.
+    """
+
+    pool: str = "last"
+
+    def __call__(self, states: States, last: Array, mask: Array) -> Float[Array, "B D"]:
+        del states
+        return pool(last, mask, self.pool)
+
+
 class GaussianScore(NamedTuple):
     """A score and its uncertainty; both `[B]`."""
 

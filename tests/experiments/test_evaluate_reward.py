@@ -1,0 +1,241 @@
+"""The judge of rewards from the command line: reading, refusing, sources, what it writes."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from experiments import evaluate_reward, reward_items, reward_judgement, reward_sources
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+CALLS = []
+
+
+def length_reward(prompts, responses):
+    """Longer is better; a response "?" has no score."""
+    CALLS.append(len(prompts))
+    return [None if r == "?" else len(r) + 0.01 * len(p) for p, r in zip(prompts, responses)]
+
+
+def too_few(prompts, responses):
+    del prompts, responses
+    return [1.0]
+
+
+def record(number, **changes):
+    """The right answer is longer in two of three problems."""
+    longer = number % 3 != 0
+    own = {
+        "prompt": f"question {number}",
+        "chosen": "long answer" if longer else "yes",
+        "rejected": ["no", "nay"] if longer else ["quite wrong"],
+        "category": "long" if longer else "short",
+        "contrast_prompt": "question", "contrast_chosen": "short",
+        "forms": ["l"] if longer else ["a long form of yes"],
+        "samples": ["a", "bb", "ccc", "dddd"], "gold": [0, 1, 1, 0], "answers": ["0", "1", "1", "0"],
+    }
+    return {**own, **changes}
+
+
+def write(path, rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def run(tmp_path, *arguments):
+    return evaluate_reward.main([*map(str, arguments), "--out", str(tmp_path / "out")])
+
+
+def summary(tmp_path):
+    return json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def value(section, name):
+    return section[name]["value"]
+
+
+def test_a_callable_is_judged(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [record(i) for i in range(30)])
+    CALLS.clear()
+    source = ["--callable", "test_evaluate_reward:length_reward", "--batch-size", 16]
+    assert run(tmp_path, "--items", path, *source) == 0
+    found = summary(tmp_path)
+    assert max(CALLS) <= 16 and {p.name for p in (tmp_path / "out").iterdir()} == {
+        "report.md", "report.png", "summary.json"}
+    assert value(found["preference"], "accuracy") == pytest.approx(2 / 3)
+    assert value(found["preference"], "pairwise_accuracy") == pytest.approx(40 / 50)
+    assert value(found["categories"], "long") == 1 and value(found["categories"], "short") == 0
+    assert value(found["length"], "bias") == 1
+    assert value(found["length"], "rank_correlation") > 0.95
+    assert value(found["format"], "flips") == 1
+    # Own prompts are longer than the similar one by 2 characters; answers of 3 and 5 characters.
+    assert value(found["contrast"], "instruction_consistency") == 1
+    assert value(found["contrast"], "response_consistency") == pytest.approx(2 / 3)
+    best = found["best_of_n"]
+    assert best["n"] == [1, 2, 4]
+    gold = [point["value"] for point in best["gold"]]
+    np.testing.assert_allclose(gold, [0.5, (0 + 1 / 6 + 2 / 6), 0.0], atol=1e-5)
+    assert best["collapse"] == pytest.approx(0.5, abs=1e-5)
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out" / "report.md").read_text() in printed
+    assert "own answer above that of a similar prompt" in printed
+
+
+def test_scores_in_parquet_and_jsonl_agree(tmp_path):
+    rows = [
+        {"prompt": f"q{i}", "chosen": "yes", "rejected": ["no", "maybe"], "good": float(i % 4),
+         "rejected_score": [1.0, 2.0], "sample_scores": [1.0, 2.0], "gold": [0.0, 1.0]}
+        for i in range(12)
+    ]
+    own = ["--scores", "--columns", "chosen_score=good"]
+    assert run(tmp_path, "--items", write(tmp_path / "a.jsonl", rows), *own) == 0
+    first = summary(tmp_path)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert run(tmp_path, "--items", tmp_path / "a.parquet", *own) == 0
+    second = summary(tmp_path)
+    assert first["preference"] == second["preference"]
+    assert value(first["preference"], "accuracy") == 0.25
+    assert value(first["preference"], "accuracy_with_ties") == 0.5
+    rank = np.mean([1 / 3, 1 / 3, 1 / 2, 1])
+    assert value(first["preference"], "reciprocal_rank") == pytest.approx(rank)
+    assert [g["value"] for g in first["best_of_n"]["gold"]] == [0.5, 1.0]
+
+
+def test_what_cannot_be_used_is_counted(tmp_path, capsys):
+    rows = [
+        record(1), record(1), "not json", [1, 2], record(2, chosen=" "), record(3, chosen=5),
+        record(4, rejected=["long answer"]), record(5, rejected=["long answer", "no"]),
+        record(7, chosen="a", rejected="b"), record(7, chosen="b", rejected="a"),
+        record(8, gold=[1]), record(10, rejected=["?", "no"]), record(11, rejected=["?"]),
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert run(tmp_path, "--items", path, "--callable", "test_evaluate_reward:length_reward") == 0
+    found = summary(tmp_path)
+    refused = {reason: own["lines"] for reason, own in found["items"]["refused"].items()}
+    assert refused == {
+        "repeated": [2], "no_object": [3, 4], "empty_answer": [5], "wrong_kind": [6],
+        "identical": [7], "contradictory": [9, 10], "samples_and_gold_differ_in_number": [11],
+    }
+    assert found["items"]["used"] == 4 and found["scores"]["missing"] == 2
+    assert found["preference"]["accuracy"]["count"] == 3  # one has nothing left to compare with
+    assert found["preference"]["pairwise_accuracy"]["count"] == 4
+    printed = capsys.readouterr().out
+    assert "refused: 2 contradictory (first: line 9, 10)" in printed and "2 missing" in printed
+
+
+def test_chat_messages(tmp_path):
+    user, say = {"role": "user", "content": "hi"}, lambda text: {
+        "role": "assistant", "content": text}
+    rows = [{"chosen": [user, say("long answer")], "rejected": [user, say("no")]}]
+    read = reward_items.read_items(write(tmp_path / "a.jsonl", rows), {}, scored=False)
+    assert read.items[0][1:4] == ("hi", "long answer", ("no",))
+    rows = [{"prompt": [{"role": "system", "content": "s"}, user], "chosen": "a", "rejected": "b"}]
+    read = reward_items.read_items(write(tmp_path / "b.jsonl", rows), {}, scored=False)
+    assert read.items[0].prompt == "system: s\n\nuser: hi"
+
+
+def test_a_reward_that_is_constant(tmp_path, capsys):
+    rows = [{"chosen_score": 1.0, "rejected_score": [1.0]}] * 5
+    assert run(tmp_path, "--items", write(tmp_path / "a.jsonl", rows), "--scores") == 0
+    found = summary(tmp_path)
+    assert value(found["preference"], "accuracy") == 0
+    assert value(found["preference"], "accuracy_with_ties") == 1
+    assert found["length"] is None and found["best_of_n"] is None
+    assert "every pair is tied" in capsys.readouterr().out
+
+
+def test_checkpoints_of_vectors_and_of_texts(tmp_path):
+    from jaxreward.rewards import learned_files
+
+    pytest.importorskip("safetensors")
+    spec = {"network": "mlp", "width": 2, "hidden": [4], "members": 2}
+    model = learned_files.build(spec)
+    params = model.init(jax.random.key(0))
+    learned_files.save(tmp_path / "model", params, spec)
+    rows = [{"prompt": "", "chosen": f"[{i}, 1.0]", "rejected": [f"[1.0, {i}]"]} for i in (2, 3, 4)]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert run(tmp_path, "--items", path, "--checkpoint", tmp_path / "model") == 0
+    scores = np.asarray(model.score(params, jnp.array([[2.0, 1.0], [1.0, 2.0]]))).mean(0)
+    scorer = reward_sources.from_checkpoint(tmp_path / "model")
+    np.testing.assert_allclose(scorer(["", ""], ["[2, 1]", "[1, 2]"]), scores, rtol=1e-5)
+    with pytest.raises(ValueError, match="no list of 2 numbers"):
+        scorer([""], ["[1]"])
+
+
+def test_distances_in_an_mdp(tmp_path, capsys):
+    transitions = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], float)
+    gold = np.zeros((2, 2, 2))
+    gold[0, 1, 1] = 1
+    other = gold.copy()
+    other[0, 0, 1], other[1, 0, 0] = 5, -4
+    arrays = dict(transitions=transitions, discount=0.9, gold=gold)
+    np.savez(tmp_path / "mdp.npz", **arrays, impossible=other, opposite=-gold)
+    assert run(tmp_path, "--mdp", tmp_path / "mdp.npz") == 0
+    found = summary(tmp_path)["mdp"]
+    assert found["impossible"]["VAL-2-2"] == 0
+    assert found["impossible"]["EPIC-2-2"] == pytest.approx(1.754127, abs=1e-5)
+    assert found["opposite"]["worst_case_regret"] == pytest.approx(1.0, abs=1e-5)
+    assert "impossible" in capsys.readouterr().out
+    for change, message in (
+        (dict(gold=gold[0]), "gold has shape"), (dict(discount=1.5), "discount = 1.5"),
+    ):
+        np.savez(tmp_path / "bad.npz", **{**arrays, **change}, one=other)
+        assert run(tmp_path, "--mdp", tmp_path / "bad.npz") == 2
+        assert message in capsys.readouterr().err
+    np.savez(tmp_path / "bad.npz", **arrays)
+    assert run(tmp_path, "--mdp", tmp_path / "bad.npz") == 2
+    assert "no reward beside gold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give --items=FILE"),
+        (["--items=a.jsonl"], "given are 0"),
+        (["--items=a.jsonl", "--scores", "--hf=x"], "given are 2"),
+        (["--scores", "--mdp=m.npz"], "--scores needs --items"),
+        (["--items=none.jsonl", "--scores"], "none.jsonl is not a file"),
+        (["--items=a.csv", "--scores"], "suffix '.csv' is unknown"),
+        (["--items=a.jsonl", "--scores", "--columns=score=x"], "--columns has 'score=x'"),
+        (["--items=a.jsonl", "--scores", "--columns=gold=x"], "no column 'chosen_score'"),
+        (["--items=a.jsonl", "--callable=nothing"], "allowed is MODULE:FUNCTION"),
+        (["--items=a.jsonl", "--callable=os:nothing"], "cannot be imported"),
+        (["--items=a.jsonl", "--callable=os:sep"], "is a str"),
+        (["--items=a.jsonl", "--callable=os:getcwd"], "must take prompts and responses"),
+        (["--items=a.jsonl", "--callable=test_evaluate_reward:too_few"], "returned 1 scores"),
+        (["--items=a.jsonl", "--scores", "--bins=0"], "--bins = 0"),
+        (["--items=a.jsonl", "--checkpoint=nowhere"], "nowhere is not a folder"),
+        (["--mdp=a.jsonl"], "allowed is an existing .npz"),
+        (["--wrong"], "unrecognized arguments"),
+    ],
+)
+def test_bad_command_lines_write_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", [record(i) for i in range(3)])
+    (tmp_path / "a.csv").write_text("x")
+    assert run(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_hugging_face_models_need_their_packages(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    path = write(tmp_path / "a.jsonl", [record(1)])
+    assert run(tmp_path, "--items", path, "--hf", "model") == 2
+    assert "needs the packages transformers and torch" in capsys.readouterr().err
+
+
+def test_intervals():
+    zeros = reward_judgement.mean(np.zeros(10))
+    assert zeros["value"] == zeros["low"] == 0 and 0.2 < zeros["high"] < 0.35  # Wilson
+    few = reward_judgement.mean([0.5, 0.7, 0.9])
+    half = 1.959964 * 0.2 / math.sqrt(3)
+    assert few["low"] == pytest.approx(0.7 - half) and few["high"] == pytest.approx(0.7 + half)
+    assert reward_judgement.mean([]) is None and reward_judgement.mean([0.3])["low"] is None

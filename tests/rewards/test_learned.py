@@ -1,0 +1,214 @@
+"""Learned rewards: models, ensembles, streaming and files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.networks import heads, hf_config, transformer
+from jaxreward.networks.transformer_config import TransformerConfig
+from jaxreward.rewards import learned, learned_files
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+CONFIG = TransformerConfig(11, width=8, layers=2, heads=2, kv_heads=1, intermediate=8)
+MLP = {"network": "mlp", "width": 3, "hidden": [4, 5], "activation": "tanh"}
+TEXT = {
+    "network": "text",
+    "trunk": hf_config.to_hf(CONFIG, "float32"),
+    "head": {"kind": "hierarchical", "heads": 2},
+    "layers": [1],
+}
+
+
+def features(count, key=jax.random.key(5)):
+    return jax.random.normal(key, (count, 3))
+
+
+# Models
+
+
+def test_a_perceptron_is_its_formula(key):
+    model = learned.mlp_reward_model(3, (4,), "relu")
+    params, x = model.init(key), features(6)
+    dense = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"][None]
+    expected = dense("out", jax.nn.relu(dense("layer_0", x)))[:, 0]
+    np.testing.assert_allclose(model.score(params, x), expected, atol=1e-6)
+
+
+def test_a_text_model_scores_empty_texts_as_missing(key):
+    model = learned.text_reward_model(CONFIG, heads.Gaussian())
+    texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 0], jnp.int32))
+    scores = model.score(model.init(key), texts)
+    assert scores.shape == (2,) and np.isfinite(scores[0]) and np.isnan(scores[1])
+
+
+def test_a_trunk_may_be_loaded(key):
+    model = learned.text_reward_model(CONFIG)
+    texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 2], jnp.int32))
+    params = model.init(key)
+    other = {**params, "trunk": transformer.init(CONFIG, jax.random.key(7))}
+    assert not np.allclose(model.score(params, texts), model.score(other, texts))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [((0,), "width = 0"), ((3, (4, 0)), r"hidden = \(4, 0\)"), ((3, (4,), "gelu"), "activation")],
+)
+def test_bad_perceptrons(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        learned.mlp_reward_model(*arguments)
+
+
+# Ensembles
+
+
+@pytest.mark.parametrize("shared", [(), ("layer_0",)])
+def test_members_score_as_they_would_alone(key, shared):
+    model = learned.mlp_reward_model(3, (4,))
+    many = learned.ensemble(model, 3, shared=shared)
+    params, x = many.init(key), features(5)
+    scores = jax.jit(many.score)(params, x)
+    assert scores.shape == (3, 5)
+    for member in range(3):
+        own = {
+            name: leaf if name in shared else jax.tree.map(lambda x: x[member], leaf)
+            for name, leaf in params.items()
+        }
+        np.testing.assert_allclose(scores[member], model.score(own, x), atol=1e-6)
+    assert not np.allclose(scores[0], scores[1])
+    shapes = {name: leaf["kernel"].ndim for name, leaf in params.items()}
+    assert shapes == {"layer_0": 2 if shared else 3, "out": 3}
+
+
+def test_the_gradient_of_a_shared_trunk_is_the_sum(key):
+    model = learned.mlp_reward_model(3, (4,))
+    many = learned.ensemble(model, 3, shared=("layer_0",))
+    params, x = many.init(key), features(5)
+    grads = jax.grad(lambda p: jnp.sum(many.score(p, x)))(params)
+    parts = [
+        jax.grad(lambda p: jnp.sum(model.score(p, x)))(
+            {**params, "out": jax.tree.map(lambda leaf: leaf[k], params["out"])}
+        )["layer_0"]["kernel"]
+        for k in range(3)
+    ]
+    np.testing.assert_allclose(grads["layer_0"]["kernel"], sum(parts), atol=1e-5)
+
+
+def test_bad_ensembles(key):
+    model = learned.mlp_reward_model(3)
+    with pytest.raises(ValueError, match="members = 0"):
+        learned.ensemble(model, 0)
+    with pytest.raises(ValueError, match=r"shared = \['trunk'\]"):
+        learned.ensemble(model, 2, shared=("trunk",)).init(key)
+
+
+# Many items
+
+
+@pytest.mark.parametrize("count", [1, 6, 7, 12])
+def test_blocks_give_the_scores_of_all(key, count):
+    many = learned.ensemble(learned.mlp_reward_model(3), 2)
+    params, x = many.init(key), np.asarray(features(count))
+    found = learned.score_many(many.score, params, x, block_size=6, progress=False)
+    np.testing.assert_allclose(found, many.score(params, x), atol=1e-6)
+    streamed = learned.score_many(many.score, params, iter(x), block_size=6, progress=False)
+    np.testing.assert_array_equal(found, streamed)
+
+
+def test_ten_thousand_items_compile_once_and_are_taken_as_they_are_needed(monkeypatch, capsys):
+    shapes, fetched, ahead = [], [], []
+    fetch = learned._fetch
+
+    def spy(scores, size):
+        fetched.append(size)
+        return fetch(scores, size)
+
+    def score(params, items):
+        shapes.append(items["x"].shape)
+        return items["x"] * params
+
+    def items():
+        for number in range(10_000):
+            ahead.append(number + 1 - sum(fetched))
+            yield {"x": np.float32(number)}
+
+    monkeypatch.setattr(learned, "_fetch", spy)
+    found = learned.score_many(score, jnp.float32(2), items(), block_size=512)
+    np.testing.assert_array_equal(found, 2 * np.arange(10_000, dtype=np.float32))
+    assert shapes == [(512,)]
+    assert max(ahead) == 2 * 512
+    assert "10000" in capsys.readouterr().err
+
+
+def test_missing_scores_stay_missing():
+    found = learned.score_many(
+        lambda p, x: jnp.where(x > 1, jnp.nan, x), None, np.arange(3.0, dtype=np.float32),
+        progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, [0.0, 1.0, np.nan])
+
+
+@pytest.mark.parametrize(
+    "items, block_size, message",
+    [
+        (np.zeros(3, np.float32), 0, "block_size = 0"),
+        (np.zeros(0, np.float32), 4, "items = none"),
+        (iter(()), 4, "items = none"),
+        ({"a": np.zeros(3), "b": np.zeros(2)}, 4, "leading axes"),
+        (np.float32(3), 4, "leading axes"),
+    ],
+)
+def test_bad_items(items, block_size, message):
+    with pytest.raises(ValueError, match=message):
+        learned.score_many(lambda p, x: x, None, items, block_size=block_size, progress=False)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "spec", [MLP, {**MLP, "members": 3, "shared": ["layer_0"]}, TEXT, {**TEXT, "members": 2}]
+)
+def test_what_is_saved_is_loaded(tmp_path, key, spec):
+    model = learned_files.build(spec)
+    params = model.init(key)
+    learned_files.save(tmp_path / "model", params, spec)
+    loaded = learned_files.load(tmp_path / "model")
+    assert loaded.spec == spec
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 2], jnp.int32))
+    items = texts if spec["network"] == "text" else features(4)
+    np.testing.assert_array_equal(
+        loaded.model.score(loaded.params, items), model.score(params, items)
+    )
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({}, "network = None"),
+        ({"network": "cnn"}, "network = 'cnn'"),
+        ({"network": "mlp", "depth": 3}, "mlp: .*depth"),
+        ({**TEXT, "head": {"kind": "steps"}}, "head.kind = 'steps'"),
+        ({**TEXT, "head": {"kind": "scalar", "size": 2}}, "text: .*size"),
+        ({**TEXT, "trunk": {"model_type": "bert"}}, "model_type = 'bert'"),
+    ],
+)
+def test_bad_descriptions(spec, message):
+    with pytest.raises(ValueError, match=message):
+        learned_files.build(spec)
+
+
+def test_files_that_do_not_fit(tmp_path, key):
+    params = learned_files.build(MLP).init(key)
+    with pytest.raises(ValueError, match=r"params: layer_0/kernel has shape \(3, 4\)"):
+        learned_files.save(tmp_path, params, {**MLP, "width": 2})
+    with pytest.raises(ValueError, match="holds no reward_model.json"):
+        learned_files.load(tmp_path)
+    learned_files.save(tmp_path, params, MLP)
+    (tmp_path / "reward_model.json").write_text(json.dumps({**MLP, "hidden": [4]}))
+    with pytest.raises(ValueError, match="layer_1/bias has shape"):
+        learned_files.load(tmp_path)
