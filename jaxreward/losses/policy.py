@@ -10,6 +10,7 @@ A loss is put together from independent choices; the methods in use are points o
     GSPO (2507.18071)               "sequence"        "clip"       "sequence"  3e-4, 4e-4
     GSPO-token (2507.18071)         "sequence_token"  "clip"       "sequence"  3e-4, 4e-4
     CISPO (2506.13585)              "token"           "cispo"      "token"     1 (no floor), > 0
+    FIND (2407.19453)               "token"           "clip_always" "token"    .2, .2
     dual clip (1912.09729)          any               "clip" with `dual_clip`
 
 Advantages come from `transforms.advantage`. At the policy that sampled, every choice of
@@ -35,7 +36,7 @@ from jaxreward.losses.regularization import KL_ESTIMATORS, kl_estimate
 from jaxreward.types import Policy, Signal, StepScores
 
 RATIOS = ("token", "sequence", "sequence_token")
-OBJECTIVES = ("clip", "cispo", "reinforce")
+OBJECTIVES = ("clip", "clip_always", "cispo", "reinforce")
 NORMALIZATIONS = ("token", "sequence", "constant")
 OLD_POLICIES = ("behaviour", "recomputed", "current")
 TRUNCATION_LEVELS = ("token", "sequence")
@@ -86,6 +87,7 @@ def policy_loss(
         trajectory; "sequence_token", the sequence ratio in value and the token ratio in
         gradient, which is what dense advantages need.
       objective: "clip", the smaller of `r A` and `clip(r, 1 - clip_low, 1 + clip_high) A`;
+        "clip_always", the latter alone, so that beyond a bound neither sign of A has a gradient;
         "cispo", `stop_gradient(clip(r, ...)) A log pi`; "reinforce", `A log pi`.
       clip_low: in [0, 1].
       clip_high: >= 0; larger than `clip_low` is "clip-higher".
@@ -276,6 +278,8 @@ def _surrogate(
         weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
         outside = (positive | negative) & ((ratio < low) | (ratio > high))
         return Surrogate(weight * advantages * log_probs, ratio, outside)
+    if objective == "clip_always":
+        positive = negative = positive | negative
     # By selection: at a ratio exactly on a bound, `minimum` would pass half the gradient.
     too_high, too_low = positive & (ratio > high), negative & (ratio < low)
     bounded = jnp.where(too_high, high, jnp.where(too_low, low, ratio))

@@ -17,7 +17,7 @@ from jaxreward.tasks import records
 from jaxreward.tasks.records import Example
 
 NAMES = (
-    "exact_fraction", "gsm_symbolic", "random_calculation", "traced_integer",
+    "digit_images", "exact_fraction", "gsm_symbolic", "random_calculation", "traced_integer",
     "worked_calculation",
 )  # fmt: skip
 """The data sets: packages of this room with a builder."""

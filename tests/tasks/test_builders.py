@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+import jaxreward.tasks.digit_images
 import jaxreward.tasks.exact_fraction
 import jaxreward.tasks.gsm_symbolic
 import jaxreward.tasks.random_calculation

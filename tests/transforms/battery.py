@@ -14,16 +14,20 @@ import numpy as np
 from jaxreward import channel as channels
 from jaxreward.transforms import (
     advantage,
+    aggregation,
     appeals,
     base,
     calibration,
     correction,
     credit,
     exact_correction,
+    kl_penalty,
+    learned_baseline,
     likelihood,
     majority,
     mixture,
     noise,
+    prompt_statistics,
     rates,
     rates_calibrated,
     rates_em,
@@ -181,6 +185,23 @@ CASES = {
         lambda axis_name=None: calibration.peer_reward(axis_name=axis_name), draws=True
     ),
     "calibration.blend": Case(lambda: calibration.blend("rate")),
+    # aggregation
+    "aggregation.aggregate_members": Case(
+        lambda axis_name=None: aggregation.aggregate_members(
+            "uncertainty_weighted", bound=0.5, axis_name=axis_name
+        )
+    ),
+    "aggregation.aggregate_members/worst": Case(
+        lambda: aggregation.aggregate_members(
+            "worst_case",
+            scale=aggregation.MemberScale(jnp.array([0.1, 0.0, -0.1]), jnp.array([1.0, 0.0, 2.0])),
+        )
+    ),
+    "kl_penalty.kl_penalty": Case(
+        lambda axis_name=None: kl_penalty.kl_penalty(
+            0.3, controller=kl_penalty.KLController(0.5, 20.0), axis_name=axis_name
+        )
+    ),
     "calibration.subtract": Case(lambda: calibration.subtract("rate", weight=0.5)),
     # mixture
     "mixture.weighted_sum": Case(
@@ -303,6 +324,14 @@ CASES = {
         ),
         local=("correction/floored", "advantage/dead_groups"),
     ),
+    "prompt_statistics.prompt_statistics": Case(
+        lambda: prompt_statistics.prompt_statistics(NUM_IDS, buffer=6, min_count=3)
+    ),
+    "learned_baseline.learned_baseline": Case(
+        lambda axis_name=None: learned_baseline.learned_baseline(
+            2, widths=(5,), learning_rate=1e-5, axis_name=axis_name
+        )
+    ),
     # credit
     "credit.broadcast": Case(lambda: credit.broadcast()),
     "credit.return_to_go": Case(
@@ -341,6 +370,8 @@ def make_signal(seed: int, prompts: int, dense: bool = False) -> Signal:
         "recheck": np.where(appealed, true, np.nan).astype(np.float32),
         "appeal_probability": np.full(shape, 0.6, np.float32),
         "verdicts": (rng.random((prompts, GROUP, 3)) < 0.6).astype(np.float32),
+        "member_rewards": rng.normal(size=(prompts, GROUP, 3)).astype(np.float32),
+        "reference_log_probs": -rng.random((prompts, GROUP, STEPS)).astype(np.float32),
         "step_ends": ends.astype(np.int32),
         "reference_rewards": np.where(
             rng.random((prompts, 2)) < 0.3, np.nan, rng.random((prompts, 2))
@@ -350,6 +381,7 @@ def make_signal(seed: int, prompts: int, dense: bool = False) -> Signal:
         "answer_mask": np.broadcast_to(np.arange(STEPS) > 1, (prompts, GROUP, STEPS)),
         "answer_valid": (rng.random(shape[:2]) < 0.8).astype(np.float32),
         "answer_weights": np.zeros((prompts, GROUP, STEPS), np.float32),
+        "baseline_features": rng.normal(size=(prompts, 2)).astype(np.float32),
         "base_log_probs": -rng.random((prompts, STEPS)).astype(np.float32),
         "base_mask": np.broadcast_to(np.arange(STEPS) > 2, (prompts, STEPS)),
     }

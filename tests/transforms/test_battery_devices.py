@@ -43,6 +43,7 @@ def test_no_transform_is_left_out(report):
     assert set(report["pmap"]) == set(factories(on_axes)) and len(report["pmap"]) > 8
     # A table of all prompts is not the same everywhere once each device has seen its own.
     local = {"base.per_prompt", "calibration.warm_up", "refinement.label_refinement"}
+    local |= {"prompt_statistics.prompt_statistics"}
     assert set(report["shard_map"]) == (set(factories(CASES)) | on_axes) - local
 
 

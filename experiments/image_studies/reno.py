@@ -1,0 +1,134 @@
+"""ReNO: optimise the noise of a one-step generator against several rewards (arXiv 2406.04312)."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from experiments.image_studies import problem, report
+from experiments.studies import Study
+from jaxreward.rewards import images as image_rewards
+from jaxreward.search.accounting import Spent, times
+from jaxreward.search.noise_optimization import (
+    Climb,
+    best_of_n,
+    best_within,
+    nesterov,
+    reno,
+)
+from jaxreward.tasks import digit_canvases as canvases
+
+
+def study(config: ml_collections.ConfigDict) -> Study:
+    """The study of `configs/reno.py`."""
+    banks = problem.load_banks()
+    return Study(lambda key: _run(config.study, banks, key), draw=report.draw_samples)
+
+
+def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
+    keys = jax.random.split(key, 6)
+    generator = problem.train_generator(keys[0], banks.train, c.generator, student=True)
+    readers = [
+        problem.train_recognizer(own, banks.reward, tuple(hidden), c.recognizer)
+        for own, hidden in zip(jax.random.split(keys[1], len(c.readers)), c.readers)
+    ]
+    judge = problem.train_judge(keys[2], banks.judge, c.judge)
+    prompts = canvases.draw_prompts(keys[3], c.prompts)
+    wide = c.steps * c.backward_price
+    noises = jax.random.normal(keys[4], (c.prompts, wide, *problem.SHAPE))
+    real = problem.real_canvases(keys[5], banks.judge, c.real)
+    explored, climbs = _explorations(c), _climbs(c, len(readers))
+
+    def one(noises, prompt):
+        generate = lambda noise: generator.one_step(noise, canvases.embed(prompt))
+        losses = make_losses(readers, prompt)
+        chosen = _explore(noises, generate, losses, climbs["reno"].weights, explored)
+        return {**chosen, **_climb_all(noises[0], generate, losses, climbs, c)}
+
+    found = jax.vmap(one)(noises, prompts)
+    each = Spent(1, 1, len(readers) + 2)
+    counts = {name: times(each, count) for name, count in explored.items()}
+    counts |= {name: times(each._replace(backward_calls=1), c.steps) for name in climbs}
+    return {
+        name: {
+            **report.judged(judge, images, prompts, real),
+            **report.counted(counts[name]),
+            "noise/norm_error": jnp.mean(jnp.abs(norms - float(problem.PIXELS - 1) ** 0.5)),
+            **_own(images, prompts, readers),
+        }
+        for name, (images, norms) in found.items()
+    }
+
+
+def make_losses(readers: list[Callable], prompt: jax.Array) -> Callable:
+    """Minus the log-probability of the prompt under every reader, smoothness and checkerboard."""
+    allowed = canvases.allowed_pairs(prompt)
+
+    def losses(image):
+        read = [-image_rewards.composition(reader(image), allowed) for reader in readers]
+        flawed = (image_rewards.smoothness(image), image_rewards.checkerboard(image))
+        return jnp.stack([*read, *(-score for score in flawed)])
+
+    return losses
+
+
+def _explorations(c: ml_collections.ConfigDict) -> dict[str, int]:
+    """By arm: how many noises it tries."""
+    wide = c.steps * c.backward_price
+    return {"start": 1, "best_of_n": c.steps, "best_of_n_equal_compute": wide}
+
+
+class Own(NamedTuple):
+    """What climbs differ in."""
+
+    weights: jax.Array
+    learning_rate: float
+    prior: float
+
+
+def _climbs(c: ml_collections.ConfigDict, readers: int) -> dict[str, Own]:
+    """By arm: its settings."""
+    weights = jnp.asarray([1.0] * readers + [c.smoothness, 0.0])
+    arms = {
+        "reno": Own(weights, c.learning_rate, c.prior),
+        "reno_no_prior": Own(weights, c.learning_rate, 0.0),
+        "reno_one_reward": Own(jnp.zeros_like(weights).at[0].set(1.0), c.learning_rate, c.prior),
+        "reno_checkerboard": Own(weights.at[-1].set(c.checkerboard), c.learning_rate, c.prior),
+    }
+    return arms | {f"reno_rate_{rate:g}": Own(weights, rate, c.prior) for rate in c.sweep}
+
+
+def _explore(noises, generate, losses, weights, explored: dict[str, int]) -> dict[str, Any]:
+    """Image and norm of the best of the first so many noises, one search for all arms."""
+    course = best_of_n(noises, generate, losses, weights).losses
+    chosen = {name: noises[best_within(course, weights, n)[1]] for name, n in explored.items()}
+    return {name: (generate(noise), _norm(noise)) for name, noise in chosen.items()}
+
+
+def _climb_all(noise, generate, losses, climbs: dict[str, Own], c) -> dict[str, Any]:
+    """Image and norm of every climb, side by side."""
+    own = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *climbs.values())
+
+    def climb(own: Own):
+        settings = Climb(steps=c.steps, clip=c.clip, prior=own.prior)
+        optimizer = nesterov(own.learning_rate, c.momentum)
+        found = reno(noise, generate, losses, own.weights, settings, optimizer)
+        return found.image, _norm(found.noise)
+
+    images, norms = jax.vmap(climb)(own)
+    return {name: (images[i], norms[i]) for i, name in enumerate(climbs)}
+
+
+def _own(images, prompts, readers) -> dict[str, jax.Array]:
+    """What the search itself saw: the first reward, the mean over readers, and the flawed bonus."""
+    each = jax.vmap(lambda image, prompt: make_losses(readers, prompt)(image))(images, prompts)
+    return {
+        "reward/first": -jnp.mean(each[:, 0]),
+        "reward/readers": -jnp.mean(each[:, : len(readers)]),
+        "reward/checkerboard": -jnp.mean(each[:, -1]),
+    }
+
+
+def _norm(noise: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(noise)))

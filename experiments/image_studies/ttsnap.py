@@ -1,0 +1,191 @@
+"""TTSnap: drop candidates early by rewards that were taught to read noise (arXiv 2511.22242)."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import Array
+
+from experiments.image_studies import problem, report
+from experiments.studies import Study
+from jaxreward.networks.perceptron import Perceptron
+from jaxreward.rewards import images as image_rewards
+from jaxreward.search import pruning
+from jaxreward.search.pruning import Schedule
+from jaxreward.tasks import digit_canvases as canvases
+from jaxreward.training.noise_aware import distill_levels
+
+
+class Data(NamedTuple):
+    """Trajectories of the sampler: `M` samples for each of `P` prompts.
+
+    Attributes:
+      prompts: `[P, 4]`.
+      estimates: clean estimates `[T, P, M, 8, 16]`, pixels in [0, 1].
+    """
+
+    prompts: Array
+    estimates: Array
+
+
+def study(config: ml_collections.ConfigDict) -> Study:
+    """The study of `configs/ttsnap.py`."""
+    banks = problem.load_banks()
+    return Study(lambda key: _run(config.study, banks, key), draw=_draw)
+
+
+def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
+    keys = jax.random.split(key, 7)
+    generator = problem.train_generator(keys[0], banks.train, c.generator, student=False)
+    clean, score = _reward(keys[1], banks.reward, c)
+    judge = problem.train_judge(keys[2], banks.judge, c.judge)
+    train = _trajectories(keys[3], generator, c, c.train_prompts, c.train_samples)
+    test = _trajectories(keys[4], generator, c, c.test_prompts, c.test_samples)
+    rewards = jax.vmap(lambda images: _table(clean, score, images, test.prompts))
+    final = _table(clean, score, test.estimates[-1], test.prompts)  # [P, M]
+    right = _verdicts(judge, test.estimates[-1], test.prompts)
+    learned = _distilled(keys[5], clean, score, train, c)
+    original = rewards(test.estimates)
+    tables = {"original": original}
+    for name, params in learned.items():
+        own = jax.vmap(lambda p, images: _table(p, score, images, test.prompts))
+        tables[name] = original.at[: c.levels].set(own(params, test.estimates[: c.levels]))
+    return _compare(c, keys[6], tables, final, right)
+
+
+def _reward(key: jax.Array, bank: canvases.Bank, c: ml_collections.ConfigDict):
+    """A recogniser's parameters, and `(params, images [B], prompts [B]) -> [B]`."""
+    network = Perceptron(tuple(c.reader), image_rewards.CELL_LABELS)
+    params = problem.recognizer_params(key, bank, network, c.recognizer)
+
+    def score(params, images, prompts):
+        def one(image, prompt):
+            log_probs = image_rewards.cell_log_probs(network.apply, params, image)
+            allowed = canvases.allowed_pairs(prompt)
+            smooth = image_rewards.smoothness(image)
+            return image_rewards.composition(log_probs, allowed) + c.smoothness * smooth
+
+        return jax.vmap(one)(images, prompts)
+
+    return params, score
+
+
+def _trajectories(key, generator, c: ml_collections.ConfigDict, prompts: int, samples: int) -> Data:
+    keys = jax.random.split(key)
+    drawn = canvases.draw_prompts(keys[0], prompts)
+    noises = jax.random.normal(keys[1], (prompts * samples, *problem.SHAPE))
+    each = jnp.repeat(drawn, samples, axis=0)
+
+    def one(pair):
+        noise, prompt = pair
+        condition = canvases.embed(prompt)
+        field = lambda x, t: generator.guided(x, t, condition, c.guidance)
+        _, clean = problem.sample(field, noise, c.sampler_steps)
+        return problem.decode(clean)
+
+    estimates = jax.lax.map(one, (noises, each), batch_size=256)
+    estimates = jnp.moveaxis(estimates, 1, 0)
+    return Data(drawn, estimates.reshape(c.sampler_steps, prompts, samples, *problem.SHAPE))
+
+
+def _table(params, score: Callable, images: Array, prompts: Array) -> Array:
+    """Scores `[P, M]` of images `[P, M, 8, 16]`."""
+    count, samples = images.shape[:2]
+    flat = score(params, images.reshape(-1, *problem.SHAPE), jnp.repeat(prompts, samples, axis=0))
+    return flat.reshape(count, samples)
+
+
+def _verdicts(judge: Callable, images: Array, prompts: Array) -> Array:
+    ask = lambda image, prompt: problem.ask(judge, image, prompt).right
+    return jax.vmap(jax.vmap(ask, in_axes=(0, None)))(images, prompts)
+
+
+def _distilled(key, clean, score: Callable, train: Data, c: ml_collections.ConfigDict):
+    """Noise-aware rewards by the curriculum and its ablations, parameters `[levels]`."""
+    target = _table(clean, score, train.estimates[-1], train.prompts).reshape(-1)
+    samples = train.estimates.shape[2]
+    prompts = jnp.repeat(train.prompts, samples, axis=0)
+    estimates = train.estimates[: c.levels].reshape(c.levels, -1, *problem.SHAPE)
+    options = dict(batch=c.batch, learning_rate=c.learning_rate)
+
+    def learn(order):
+        return distill_levels(
+            key, clean, score, estimates, prompts, target, steps=c.steps, order=order, **options
+        )
+
+    mixed = distill_levels(
+        key, clean, score, estimates.reshape(1, -1, *problem.SHAPE),
+        jnp.tile(prompts, (c.levels, 1)), jnp.tile(target, c.levels),
+        steps=c.steps * c.levels, order="none", **options,
+    )
+    spread = lambda leaf: jnp.broadcast_to(leaf, (c.levels, *leaf.shape[1:]))
+    return {
+        "curriculum": learn("descending"),
+        "reversed": learn("ascending"),
+        "apart": learn("none"),
+        "mixed": jax.tree.map(spread, mixed),
+    }
+
+
+ARMS = {
+    "ttsnap": "curriculum", "pruned_by_original": "original", "reversed_curriculum": "reversed",
+    "no_curriculum": "apart", "one_for_all_levels": "mixed",
+}  # fmt: skip
+"""Arm of the search, and the rewards that prune in it."""
+
+
+def _compare(c, key, tables: dict[str, Array], final: Array, right: Array) -> dict[str, Any]:
+    """Curves of reward and judge against budget for every arm, at equal budget."""
+    schedule = Schedule(tuple(c.schedule), tuple(c.keep))
+    whole = Schedule((), ())
+    found = {}
+    plans = {"best_of_n": (whole, "original"), **{a: (schedule, t) for a, t in ARMS.items()}}
+    orders = jnp.stack(
+        [jax.random.permutation(own, final.shape[1]) for own in jax.random.split(key, c.draws)]
+    )
+    for arm, (plan, name) in plans.items():
+        price = pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
+        counts = [pruning.affordable(budget, price) for budget in c.budgets]
+        stages = tables[name][jnp.asarray(plan.steps, jnp.int32)] if plan.steps else final[None][:0]
+        curves = [_chosen(stages, final, right, orders[:, :n], plan.keep) for n in counts]
+        rewards, rights = (jnp.stack(values) for values in zip(*curves))
+        found[arm] = {
+            "reward/by_budget": rewards, "judge/by_budget": rights,
+            "reward/most": rewards[-1], "judge/most": rights[-1],
+            "spent/candidates": jnp.float32(counts[-1]),
+            **_alignment(tables[name], final, c),
+        }  # fmt: skip
+    base = found["best_of_n"]["reward/by_budget"]
+    for own in found.values():
+        increase = pruning.relative_increase(c.budgets, own["reward/by_budget"], base)
+        own["relative_increase"] = increase
+    return found
+
+
+def _chosen(stages, final, right, orders: Array, keep) -> tuple[Array, Array]:
+    """Mean reward and verdict of what is chosen, over prompts and draws of `n` candidates."""
+
+    def one(order, stages, final, right):
+        found = pruning.prune_table(stages[:, order].T, final[order], keep)
+        return found.score, right[order][found.winner]
+
+    over_prompts = jax.vmap(one, in_axes=(None, 1, 0, 0))
+    score, verdict = jax.lax.map(lambda order: over_prompts(order, stages, final, right), orders)
+    return jnp.mean(score), jnp.mean(verdict)
+
+
+def _alignment(table: Array, final: Array, c: ml_collections.ConfigDict) -> dict[str, Array]:
+    """Kendall's tau with the final reward at some levels, mean over prompts."""
+    tau = jax.vmap(pruning.kendall)
+    return {f"kendall/{step}": jnp.nanmean(tau(table[step], final)) for step in c.levels_shown}
+
+
+def _draw(config: Any, found: Any, results: Any, axes: Any) -> None:
+    """Reward against budget."""
+    del results
+    for arm, own in found.items():
+        axes.plot(config.study.budgets, own["reward/by_budget"].mean(axis=0), label=arm, marker=".")
+    axes.set_xlabel("budget (denoising step: 8, reward: 1)")
+    axes.set_ylabel("reward of the choice")
+    axes.legend(fontsize=6)

@@ -1,0 +1,163 @@
+"""NPNet: a learned map from a random noise and a prompt to a golden noise (arXiv 2411.09502).
+
+`x* = f(x) + (2 sigmoid(a) - 1) e + b h(x + e)`: f keeps the singular vectors of the noise and
+predicts new singular values, e is the noise modulated by the prompt, h a residual image-to-image
+network. At the start a = b = 0.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def fold(noise: Float[Array, "C H W"]) -> Float[Array, "aH cW"]:
+    """Channels side by side as one matrix: `(a c) h w -> (a h) (c w)` with `a = c`.
+
+    Raises:
+      ValueError: the number of channels is no square.
+    """
+    channels, height, width = noise.shape
+    side = _side(channels)
+    parts = noise.reshape(side, side, height, width).transpose(0, 2, 1, 3)
+    return parts.reshape(side * height, side * width)
+
+
+def unfold(matrix: Float[Array, "aH cW"], channels: int) -> Float[Array, "C H W"]:
+    """The inverse of `fold`."""
+    side = _side(channels)
+    height, width = matrix.shape[0] // side, matrix.shape[1] // side
+    parts = matrix.reshape(side, height, side, width).transpose(0, 2, 1, 3)
+    return parts.reshape(channels, height, width)
+
+
+def _side(channels: int) -> int:
+    side = round(channels**0.5)
+    if side * side != channels:
+        raise ValueError(f"channels = {channels}; allowed are squares: 1, 4, 9, ...")
+    return side
+
+
+def shift_singular_values(
+    matrix: Float[Array, "H W"], change: Float[Array, "r"]
+) -> Float[Array, "H W"]:
+    """`U diag(s + change) V^T`; new values need be neither positive nor in order."""
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return (left * (values + change)[None, :]) @ right
+
+
+def group_norm(noise: Float[Array, "C H W"]) -> Float[Array, "C H W"]:
+    """Mean 0 and variance 1 over all channels and pixels, epsilon 1e-6."""
+    centred = noise - jnp.mean(noise)
+    return centred / jnp.sqrt(jnp.mean(jnp.square(centred)) + 1e-6)
+
+
+def modulate(
+    noise: Float[Array, "C H W"], scale: Float[Array, "C"], shift: Float[Array, "C"]
+) -> Float[Array, "C H W"]:
+    """`(1 + scale) * group_norm(noise) + shift` by channel."""
+    return (1 + scale[:, None, None]) * group_norm(noise) + shift[:, None, None]
+
+
+class SingularValues(nn.Module):
+    """Predicts the change of the singular values of a matrix from its decomposition.
+
+    Attributes:
+      hidden: width of the first layers.
+      wide: width of the last.
+      attention: mix rows by self-attention and average them before the last layers, as the
+        authors' inference code does; else average after them, as their training code does.
+      heads: of the attention.
+    """
+
+    hidden: int = 64
+    wide: int = 1024
+    attention: bool = False
+    heads: int = 8
+
+    @nn.compact
+    def __call__(self, left: Array, values: Array, right: Array) -> Array:
+        """`[r]` from U `[H, r]`, the values `[r]` and V^T `[r, W]`."""
+        rank = values.shape[0]
+        mlp = lambda x, width: nn.Dense(rank)(nn.relu(nn.Dense(width)(x)))
+        rows = mlp(left.T, self.hidden) + mlp(right, self.hidden) + nn.Dense(rank)(values)[None, :]
+        if not self.attention:
+            return jnp.mean(mlp(rows, self.wide), axis=0)
+        mixed = nn.MultiHeadDotProductAttention(self.heads)(rows)
+        return mlp(jnp.mean(mixed, axis=0), self.wide)
+
+
+class NoiseMap(nn.Module):
+    """NPNet for one noise and one prompt; `vmap` it over a batch.
+
+    Attributes:
+      svd_attention: as in `SingularValues`; the same choice for training and use.
+      hidden: width of the singular-value branch's first layers.
+      wide: of its last.
+      channels: of the residual branch's hidden layers.
+      heads: of the attention; must divide the rank.
+      parts: "full", or what is left of it: "svd" alone, "svd+prompt", or "residual" alone.
+    """
+
+    svd_attention: bool = False
+    hidden: int = 64
+    wide: int = 1024
+    channels: int = 32
+    heads: int = 8
+    parts: str = "full"
+
+    @nn.compact
+    def __call__(self, noise: Array, prompt: Array) -> Array:
+        """Golden noise `[C, H, W]` from noise `[C, H, W]` and the prompt's embedding, any shape."""
+        if self.parts not in PARTS:
+            raise ValueError(f"parts = {self.parts!r}; allowed are {', '.join(PARTS)}")
+        embedded = self._embedded(noise, prompt)
+        a = self.param("a", nn.initializers.zeros, ())
+        b = self.param("b", nn.initializers.zeros, ())
+        if self.parts == "residual":
+            return noise + b * self._residual(noise + embedded)
+        mapped = self._decomposed(noise)
+        if self.parts != "svd":
+            mapped = mapped + (2 * nn.sigmoid(a) - 1) * embedded
+        return mapped + b * self._residual(noise + embedded) if self.parts == "full" else mapped
+
+    def _embedded(self, noise: Array, prompt: Array) -> Array:
+        both = nn.Dense(2 * noise.shape[0], name="modulation")(prompt.reshape(-1))
+        scale, shift = jnp.split(both, 2)
+        return modulate(noise, scale, shift)
+
+    def _decomposed(self, noise: Array) -> Array:
+        left, values, right = jnp.linalg.svd(fold(noise), full_matrices=False)
+        branch = SingularValues(
+            self.hidden, self.wide, self.svd_attention, self.heads, name="values"
+        )
+        changed = values + branch(left, values, right)
+        return unfold((left * changed[None, :]) @ right, noise.shape[0])
+
+    def _residual(self, noise: Array) -> Array:
+        x = noise.transpose(1, 2, 0)
+        for i in range(2):
+            x = nn.silu(nn.Conv(self.channels, (3, 3), name=f"conv_{i}")(x))
+        return nn.Conv(noise.shape[0], (3, 3), name="conv_2")(x).transpose(2, 0, 1)
+
+
+PARTS = ("full", "svd", "svd+prompt", "residual")
+"""What of NPNet is in use: all, or one of its ablations."""
+
+
+def map_batch(
+    apply, params, noise: Float[Array, "B C H W"], prompts: Float[Array, "B *E"],
+    *, as_released: bool = False,
+) -> Float[Array, "B C H W"]:
+    """A `NoiseMap` over a batch, each noise with its own prompt.
+
+    Args:
+      apply: of the module: `(params, noise, prompt) -> noise`.
+      params: of the module.
+      noise: batch.
+      prompts: their embeddings.
+      as_released: give the first prompt to the whole batch, as the authors' training code does.
+    """
+    if as_released:
+        prompts = jnp.broadcast_to(prompts[:1], prompts.shape)
+    return jax.vmap(apply, in_axes=(None, 0, 0))(params, noise, prompts)

@@ -1,0 +1,172 @@
+"""A denoising sampler as a policy: every step a Gaussian decision, trajectories `[P, G, S]`.
+
+A chain says how a state moves and what is shown at the end; `denoising_policy` samples and scores
+it. Chains: `ddim_chain`, `sde_chain` here, `consistency_chain` in `policies.consistency`.
+"""
+
+import math
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxreward.checks import Number, check_choice
+from jaxreward.policies import flow
+from jaxreward.policies.flow import Gaussian
+from jaxreward.schedules import Schedule
+from jaxreward.types import Policy, StepScores, Trajectories
+
+REDUCTIONS = ("mean", "sum")
+
+Denoise = Callable[[Any, Array, Array | Number, Any], flow.Estimate]
+"""`(params, x, t, condition) -> Estimate`, of `flow.make_denoiser`."""
+
+
+class DenoisingChain(NamedTuple):
+    """A sampler as a Markov decision process that starts from standard normal noise.
+
+    Attributes:
+      move: `(params, x [B, ...], i, condition) -> Gaussian` of the next state; `i` int32, and
+        the deviation is > 0.
+      finish: `(params, x [B, ...], condition) -> what is shown [B, ...]`, deterministic.
+      actions: number of moves, `S`.
+      shown: index of the state from which `finish` starts; states count 0 to `S`.
+    """
+
+    move: Callable[[Any, Array, Array, Any], Gaussian]
+    finish: Callable[[Any, Array, Any], Array]
+    actions: int
+    shown: int
+
+
+def denoising_policy(
+    chain: DenoisingChain,
+    init: Callable[[jax.Array], Any],
+    shape: tuple[int, ...],
+    *,
+    reduction: str = "mean",
+) -> Policy:
+    """The policy of a chain.
+
+    Prompts are the condition, a pytree with leading axis `[P]`. Actions are the states
+    `[P, G, S + 1, *shape]`, the noise first; outputs are what is shown, `[P, G, *shape]`.
+
+    Args:
+      chain: the sampler.
+      init: `(key) -> params`.
+      shape: of one state.
+      reduction: a decision's log-probability is the "mean" of those of its coordinates
+        (arXiv 2404.03673; ratios stay near 1 whatever the size, and so do clip ranges), or
+        their "sum", the true log-density.
+
+    Raises:
+      ValueError: an unknown reduction.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+
+    def sample(params: Any, key: jax.Array, prompts: Any, group_size: int) -> Trajectories:
+        condition = repeat(prompts, group_size)
+        batch = jax.tree.leaves(condition)[0].shape[0]
+        start = jax.random.normal(jax.random.fold_in(key, chain.actions), (batch, *shape))
+
+        def step(x: Array, i: Array):
+            move = chain.move(params, x, i, condition)
+            after = flow.draw(jax.random.fold_in(key, i), move)
+            return after, (after, log_density(move, after, reduction))
+
+        _, (states, log_probs) = jax.lax.scan(step, start, jnp.arange(chain.actions))
+        states = jnp.concatenate([start[None], states], axis=0)
+        shown = chain.finish(params, states[chain.shown], condition)
+        split = lambda leaf: leaf.reshape((-1, group_size) + leaf.shape[1:])
+        states, log_probs = (split(jnp.moveaxis(leaf, 0, 1)) for leaf in (states, log_probs))
+        mask = jnp.ones(log_probs.shape, bool)
+        return Trajectories(prompts, states, split(shown), log_probs, mask)
+
+    def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
+        states, group = trajectories.actions, trajectories.mask.shape[1]
+        condition = repeat(trajectories.prompts, group)
+        states = jnp.moveaxis(states.reshape((-1,) + states.shape[2:]), 1, 0)
+
+        def step(_, entry: tuple[Array, Array, Array]):
+            i, x, after = entry
+            move = chain.move(params, x, i, condition)
+            return None, (log_density(move, after, reduction), entropy(move, reduction))
+
+        entries = (jnp.arange(chain.actions), states[:-1], states[1:])
+        _, found = jax.lax.scan(step, None, entries)
+        mask = trajectories.mask
+        found = [jnp.moveaxis(leaf, 0, 1).reshape(mask.shape) for leaf in found]
+        return StepScores(*(jnp.where(mask, leaf, 0.0) for leaf in found))
+
+    return Policy(init, sample, log_prob)
+
+
+def ddim_chain(
+    denoise: Denoise, schedule: Schedule, times: Float[Array | np.ndarray, "S1"], eta: Number = 1.0
+) -> DenoisingChain:
+    """Stochastic DDIM over `n` descending times, all with sigma > 0: `n - 1` actions.
+
+    What is shown is the clean estimate at the last time. With `eta` 1 the sampler of DDPO
+    (arXiv 2305.13301).
+
+    Raises:
+      ValueError: fewer than 2 times.
+    """
+    step = lambda x, found, t, then: flow.ddim_move(schedule, x, found, t, then, eta)
+    return _chain(denoise, times, step)
+
+
+def sde_chain(
+    denoise: Denoise,
+    schedule: Schedule,
+    times: Float[Array | np.ndarray, "S1"],
+    diffusion: Callable[[Array], Array],
+) -> DenoisingChain:
+    """Euler-Maruyama steps of the reverse SDE (see `flow.sde_move`), otherwise as `ddim_chain`."""
+    step = lambda x, found, t, then: flow.sde_move(schedule, x, found, t, then, diffusion(t))
+    return _chain(denoise, times, step)
+
+
+def _chain(denoise: Denoise, times, step: Callable[..., Gaussian]) -> DenoisingChain:
+    if len(times) < 2:
+        raise ValueError(f"{len(times)} times leave no action; allowed are >= 2")
+    times = np.asarray(times, np.float32)
+
+    def move(params: Any, x: Array, i: Array, condition: Any) -> Gaussian:
+        t, then = jnp.asarray(times)[i], jnp.asarray(times)[i + 1]
+        return step(x, denoise(params, x, t, condition), t, then)
+
+    def finish(params: Any, x: Array, condition: Any) -> Array:
+        return denoise(params, x, times[-1], condition).clean
+
+    return DenoisingChain(move, finish, len(times) - 1, len(times) - 1)
+
+
+def repeat(tree: Any, times: int) -> Any:
+    """Every row of every leaf `times` times, one after the other."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, times, axis=0), tree)
+
+
+def log_density(
+    gaussian: Gaussian, value: Float[Array, "B *shape"], reduction: str = "sum"
+) -> Float[Array, "B"]:
+    """Log-density of `value`, summed or averaged over its coordinates; std > 0."""
+    std = jnp.broadcast_to(gaussian.std, value.shape)
+    each = -0.5 * jnp.square((value - gaussian.mean) / std) - jnp.log(std) - _HALF_LOG_2_PI
+    return _reduce(each, reduction)
+
+
+def entropy(gaussian: Gaussian, reduction: str = "sum") -> Float[Array, "B"]:
+    """Entropy in nats, summed or averaged over coordinates."""
+    std = jnp.broadcast_to(gaussian.std, gaussian.mean.shape)
+    return _reduce(jnp.log(std) + 0.5 + _HALF_LOG_2_PI, reduction)
+
+
+_HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def _reduce(each: Array, reduction: str) -> Array:
+    axes = tuple(range(1, each.ndim))
+    return jnp.mean(each, axis=axes) if reduction == "mean" else jnp.sum(each, axis=axes)

@@ -1,0 +1,242 @@
+"""Optimising the initial noise of a frozen generator against rewards.
+
+ReNO (arXiv 2406.04312) climbs the weighted sum of several rewards and a prior on the norm of the
+noise, with the gradient of all clipped jointly, and keeps the best iterate. CARINOX (arXiv
+2509.17458) clips the gradient of each reward on its own, weighs rewards by the prompt's category,
+and repeats the climb from several noises.
+
+All functions are for one prompt; `vmap` them over prompts. `generate` maps a noise to an image and
+`losses` an image to `[M]` losses, one per reward and each the smaller the better; both are pure, so
+what is random within them must come from a fixed key.
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxreward.checks import Number, check_choice, check_number
+from jaxreward.search.accounting import Spent, times
+
+Generate = Callable[[Array], Array]
+Losses = Callable[[Array], Array]
+
+SELECT = ("weighted", "unweighted")
+
+
+class Found(NamedTuple):
+    """The best candidate of a search, and its course.
+
+    Attributes:
+      noise: of the best candidate.
+      image: that the generator made of it.
+      loss: by which it was the best.
+      losses: of every candidate and reward, in the order in which they were made.
+      norms: Euclidean norm of each candidate's noise.
+      spent: counts of the search, Python ints.
+    """
+
+    noise: Float[Array, "..."]
+    image: Float[Array, "..."]
+    loss: Float[Array, ""]
+    losses: Float[Array, "*K N M"]
+    norms: Float[Array, "*K N"]
+    spent: Spent
+
+
+def norm_prior(noise: Float[Array, "..."]) -> Float[Array, ""]:
+    """`n^2/2 - (d - 1) log n`, the negative log-density of the norm `n` of `d` standard normals.
+
+    Up to a constant, float32; smallest at `n = sqrt(d - 1)`. The whole array is one sample.
+    """
+    square = jnp.maximum(jnp.sum(jnp.square(noise.astype(jnp.float32))), 1e-24)
+    return 0.5 * square - 0.5 * (noise.size - 1) * jnp.log(square)
+
+
+def clip_norm(gradient: Float[Array, "..."], limit: Number) -> Float[Array, "..."]:
+    """The gradient, shortened to norm `limit` where it is longer."""
+    square = jnp.sum(jnp.square(gradient))
+    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return gradient * jnp.minimum(1.0, limit / (norm + 1e-6))
+
+
+class Climb(NamedTuple):
+    """Settings of a climb; the numbers may be traced.
+
+    Attributes:
+      steps: candidates made, >= 1; the first is the start itself.
+      clip: largest norm of a step's gradient, > 0.
+      prior: weight of `norm_prior`, >= 0.
+      clip_each: clip the gradient of each reward, which then carries the prior, before their sum.
+      select: "weighted" or "unweighted" sum of losses decides which candidate is the best; the
+        prior takes no part.
+    """
+
+    steps: int = 50
+    clip: Number = 0.1
+    prior: Number = 0.01
+    clip_each: bool = False
+    select: str = "weighted"
+
+
+def nesterov(
+    learning_rate: Number = 5.0, momentum: Number = 0.9
+) -> optax.GradientTransformation:
+    """The optimiser of both papers: gradient descent with Nesterov's momentum."""
+    return optax.sgd(learning_rate, momentum, nesterov=True)
+
+
+def reno(
+    noise: Float[Array, "..."],
+    generate: Generate,
+    losses: Losses,
+    weights: Float[Array, "M"],
+    settings: Climb = Climb(),
+    optimizer: optax.GradientTransformation | None = None,
+) -> Found:
+    """Reward-based noise optimisation from one noise.
+
+    Args:
+      noise: start, float32 of any shape; it counts as one sample.
+      generate: noise to image.
+      losses: image to `[M]` losses.
+      weights: of the rewards.
+      settings: of the climb.
+      optimizer: default `nesterov()`.
+
+    Raises:
+      ValueError: a setting out of range.
+    """
+    _check(settings)
+    optimizer = nesterov() if optimizer is None else optimizer
+
+    def candidate(noise: Array):
+        image = generate(noise)
+        return losses(image), image
+
+    def step(carry: tuple, _: None):
+        noise, state, best = carry
+        own, pull, image = jax.vjp(candidate, noise, has_aux=True)
+        gradient = _gradient(noise, pull, weights, settings)
+        best = _better(best, (_score(own, weights, settings.select), noise, image))
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update(gradient, state, noise)
+        return (optax.apply_updates(noise, change), state, best), (own, _norm(noise))
+
+    shape = jax.eval_shape(generate, noise)
+    best = (jnp.float32(jnp.inf), noise, jnp.zeros(shape.shape, shape.dtype))
+    start = (noise, optimizer.init(noise), best)
+    (_, _, best), (course, norms) = jax.lax.scan(step, start, None, length=settings.steps)
+    made = settings.steps
+    spent = Spent(made, made, made * course.shape[-1], made)
+    return Found(best[1], best[2], best[0], course, norms, spent)
+
+
+def carinox(
+    noises: Float[Array, "K ..."],
+    generate: Generate,
+    losses: Losses,
+    weights: Float[Array, "M"],
+    settings: Climb = Climb(clip_each=True),
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    as_released: bool = False,
+) -> Found:
+    """The best candidate of climbs from several noises.
+
+    Args:
+      noises: the starts.
+      generate: as in `reno`.
+      losses: as in `reno`.
+      weights: of the rewards for the prompt's category, see `search.reward_selection`.
+      settings: of each climb.
+      optimizer: default `nesterov()`.
+      as_released: choose by the unweighted losses, as the authors' code does.
+    """
+    if as_released:
+        settings = settings._replace(select="unweighted")
+
+    def climb(noise: Array):
+        return reno(noise, generate, losses, weights, settings, optimizer)._replace(spent=Spent())
+
+    found = jax.vmap(climb)(noises)
+    best = jnp.argmin(found.loss)
+    first = jax.tree.map(lambda leaf: leaf[best], (found.noise, found.image, found.loss))
+    made, count = settings.steps, noises.shape[0]
+    spent = times(Spent(made, made, made * found.losses.shape[-1], made), count)
+    return Found(*first, found.losses, found.norms, spent)
+
+
+def best_of_n(
+    noises: Float[Array, "N ..."],
+    generate: Generate,
+    losses: Losses,
+    weights: Float[Array, "M"],
+    *,
+    select: str = "weighted",
+) -> Found:
+    """The best of independent noises by the same losses: the baseline at equal budget."""
+    check_choice("select", select, SELECT)
+
+    def one(best: tuple, noise: Array):
+        image = generate(noise)
+        own = losses(image)
+        return _better(best, (_score(own, weights, select), noise, image)), (own, _norm(noise))
+
+    shape = jax.eval_shape(generate, noises[0])
+    best = (jnp.float32(jnp.inf), noises[0], jnp.zeros(shape.shape, shape.dtype))
+    best, (course, norms) = jax.lax.scan(one, best, noises)
+    made = noises.shape[0]
+    return Found(best[1], best[2], best[0], course, norms, Spent(made, made, made * course.shape[1]))
+
+
+def best_within(
+    losses: Float[Array, "*K N M"], weights: Float[Array, "M"], budget: int
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Smallest weighted loss among the first `budget` candidates of every climb.
+
+    Returns:
+      The loss, and its position in the flattened `[K, budget]` candidates, the first on ties.
+
+    Raises:
+      ValueError: `budget` is not in `1 .. N`.
+    """
+    if not 1 <= budget <= losses.shape[-2]:
+        raise ValueError(f"budget = {budget}; allowed is 1 to {losses.shape[-2]}")
+    total = (losses @ weights)[..., :budget].reshape(-1)
+    best = jnp.argmin(total)
+    return total[best], best.astype(jnp.int32)
+
+
+def _gradient(noise: Array, pull: Callable, weights: Array, settings: Climb) -> Array:
+    """Of the weighted losses and the prior, clipped."""
+    prior = settings.prior * jax.grad(norm_prior)(noise)
+    if not settings.clip_each:
+        return clip_norm(pull(weights)[0] + prior, settings.clip)
+    each = jax.vmap(lambda cotangent: pull(cotangent)[0])(jnp.diag(weights))
+    clipped = jax.vmap(lambda g: clip_norm(g + prior, settings.clip))(each)
+    return clip_norm(jnp.sum(clipped, axis=0), settings.clip)
+
+
+def _score(losses: Array, weights: Array, select: str) -> Array:
+    return jnp.dot(losses, weights) if select == "weighted" else jnp.sum(losses)
+
+
+def _better(best: Any, new: Any) -> Any:
+    """The one with the smaller first entry; the older on ties. A NaN never wins."""
+    wins = new[0] < best[0]
+    return jax.tree.map(lambda a, b: jnp.where(wins, b, a), best, new)
+
+
+def _norm(noise: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(noise)))
+
+
+def _check(settings: Climb) -> None:
+    if settings.steps < 1:
+        raise ValueError(f"steps = {settings.steps}; allowed is >= 1")
+    check_number("clip", settings.clip, lambda v: v > 0, "> 0")
+    check_number("prior", settings.prior, lambda v: v >= 0, ">= 0")
+    check_choice("select", settings.select, SELECT)

@@ -1,0 +1,81 @@
+"""Which rewards to trust for which kind of prompt (CARINOX, arXiv 2509.17458).
+
+Each reward is scored on images that people, or a trusted judge, have scored too. Its weight for a
+category is its correlation with them there.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxreward import masked
+
+AS_RELEASED = {
+    "color": (0.40, 1.06, 1.41, 1.14),
+    "shape": (0.95, 1.12, 1.00, 0.92),
+    "texture": (0.90, 1.10, 1.07, 0.93),
+    "2d_spatial": (1.06, 1.02, 0.82, 1.10),
+    "non_spatial": (1.01, 0.96, 0.85, 1.17),
+    "complex": (0.67, 1.05, 1.21, 1.06),
+    "3d_spatial": (0.96, 0.92, 0.68, 1.43),
+    "numeracy": (1.02, 1.05, 1.00, 0.93),
+    "overall": (0.59, 0.94, 1.12, 1.34),
+    "none": (1.0, 1.0, 1.0, 1.0),
+}
+"""The authors' weights of HPS, ImageReward, DA-score and VQAScore by category."""
+
+
+def correlations(
+    scores: Float[Array, "N M"], judged: Float[Array, "N"], category: Int[Array, "N"], categories: int
+) -> Float[Array, "C M"]:
+    """Pearson correlation of each reward with the judge within each category.
+
+    NaN where a category has no images, or the scores in it do not vary.
+
+    Args:
+      scores: of every image under every reward.
+      judged: score of the same images by people or by a trusted judge.
+      category: of each image's prompt, in `0 .. categories - 1`.
+      categories: how many there are.
+    """
+    member = (category[None, :] == jnp.arange(categories)[:, None]).astype(jnp.float32)  # [C, N]
+    count = jnp.sum(member, axis=1)
+    share = member / jnp.maximum(count, 1.0)[:, None]
+    centred = scores[None] - (share @ scores)[:, None, :]  # [C, N, M]
+    judge = judged[None] - (share @ judged)[:, None]  # [C, N]
+    covariance = jnp.einsum("cn,cn,cnm->cm", share, judge, centred)
+    variance = jnp.einsum("cn,cnm->cm", share, jnp.square(centred))
+    product = variance * jnp.sum(share * jnp.square(judge), axis=1)[:, None]
+    positive = product > 0
+    return jnp.where(positive, covariance / jnp.sqrt(jnp.where(positive, product, 1.0)), jnp.nan)
+
+
+def category_weights(correlation: Float[Array, "*C M"]) -> Float[Array, "*C M"]:
+    """`w_m = M rho_m / sum rho`: mean 1 over rewards; negative and unknown (NaN) count as 0.
+
+    All 1 where no correlation is positive.
+    """
+    known = jnp.where(jnp.isnan(correlation), 0.0, jnp.maximum(correlation, 0.0))
+    total = jnp.sum(known, axis=-1, keepdims=True)
+    weights = known.shape[-1] * known / jnp.where(total > 0, total, 1.0)
+    return jnp.where(total > 0, weights, jnp.ones_like(weights))
+
+
+def prompt_weights(
+    membership: Float[Array, "*P C"], weights: Float[Array, "C M"]
+) -> Float[Array, "*P M"]:
+    """Weights for prompts that belong to categories with the given probabilities."""
+    return membership @ weights
+
+
+def strongest(correlation: Float[Array, "C M"], count: int) -> Int[Array, "count"]:
+    """The `count` rewards with the largest mean correlation over the categories where it is known.
+
+    Raises:
+      ValueError: `count` is not in `1 .. M`.
+    """
+    if not 1 <= count <= correlation.shape[1]:
+        raise ValueError(f"count = {count}; allowed is 1 to {correlation.shape[1]}")
+    known = ~jnp.isnan(correlation)
+    mean = masked.mean(correlation, known, axis=0)
+    ranked = jnp.argsort(-jnp.where(jnp.any(known, axis=0), mean, -jnp.inf))
+    return ranked[:count].astype(jnp.int32)

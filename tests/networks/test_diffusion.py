@@ -1,0 +1,131 @@
+"""Denoising networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.networks import diffusion
+from jaxreward.networks.diffusion import EMPTY, Condition, DiffusionConfig
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+CONFIG = DiffusionConfig(
+    height=4, width=8, features=16, layers=1, heads=2, classes=3, vocabulary=5, prompt_length=4,
+    guidance=True,
+)
+CONDITION = Condition(
+    labels=jnp.array([0, 1, EMPTY]),
+    tokens=jnp.array([[0, 1, 2, EMPTY], [3, 4, EMPTY, EMPTY], [EMPTY] * 4]),
+    guidance=jnp.array([0.0, 1.0, 2.0]),
+)
+TIME = jnp.array([0.1, 0.5, 1.0])
+
+
+@pytest.fixture(scope="module", name="built", params=diffusion.KINDS)
+def network(request):
+    """A network and parameters that are not at their (zero) start."""
+    made = diffusion.make_network(CONFIG, request.param)
+    leaves, tree = jax.tree.flatten(made.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)]
+    return made, jax.tree.unflatten(tree, moved), jax.jit(made.apply)
+
+
+@pytest.fixture(name="x")
+def images():
+    return jax.random.normal(jax.random.key(2), (3, 4, 8, 1))
+
+
+@pytest.mark.parametrize("kind", diffusion.KINDS)
+def test_starts_at_zero(kind, x):
+    made = diffusion.make_network(CONFIG, kind)
+    found = made.apply(made.init(jax.random.key(0)), x, TIME, CONDITION)
+    assert found.shape == x.shape and found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, 0.0)
+
+
+def test_every_input_matters_and_rows_do_not_mix(built, x):
+    _, params, apply = built
+    base = apply(params, x, TIME, CONDITION)
+    assert base.shape == x.shape and np.all(np.isfinite(base))
+    tokens = CONDITION.tokens
+    changed = {
+        "x": (x.at[0].add(1.0), TIME, CONDITION),
+        "time": (x, TIME.at[0].set(0.7), CONDITION),
+        "class": (x, TIME, CONDITION._replace(labels=CONDITION.labels.at[0].set(2))),
+        "token": (x, TIME, CONDITION._replace(tokens=tokens.at[0, 1].set(4))),
+        "order": (x, TIME, CONDITION._replace(tokens=tokens.at[0, :2].set(jnp.array([1, 0])))),
+        "guidance": (x, TIME, CONDITION._replace(guidance=CONDITION.guidance.at[0].set(3.0))),
+    }
+    for name, inputs in changed.items():
+        found = apply(params, *inputs)
+        assert np.max(np.abs(found[0] - base[0])) > 1e-4, name
+        np.testing.assert_allclose(found[1:], base[1:], atol=1e-5, err_msg=name)
+
+
+def test_padding_is_not_seen(built, x):
+    """What stands in a padded place, and how much padding there is, has no effect."""
+    _, params, apply = built
+    base = apply(params, x, TIME, CONDITION)
+    other = CONDITION._replace(tokens=CONDITION.tokens.at[1, 2:].set(-7))
+    np.testing.assert_allclose(apply(params, x, TIME, other), base, atol=1e-6)
+
+
+def test_null_is_the_empty_condition(built, x):
+    _, params, apply = built
+    none = diffusion.null(CONDITION)
+    assert np.all(none.labels == EMPTY) and np.all(none.tokens == EMPTY)
+    np.testing.assert_array_equal(none.guidance, CONDITION.guidance)
+    # the third row is null already
+    base, found = (apply(params, x, TIME, c) for c in (CONDITION, none))
+    np.testing.assert_allclose(found[2], base[2], atol=1e-6)
+    assert np.max(np.abs(found[:2] - base[:2])) > 1e-4
+
+
+def test_gradients_reach_every_parameter(built, x):
+    _, params, apply = built
+    loss = lambda p: jnp.mean(apply(p, x, TIME, CONDITION) ** 2)
+    for path, grad in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+        assert np.all(np.isfinite(grad)) and np.any(grad != 0), jax.tree_util.keystr(path)
+
+
+def test_without_conditions(x):
+    config = DiffusionConfig(height=4, width=8, features=16, layers=1, heads=2)
+    made = diffusion.make_network(config)
+    assert made.apply(made.init(jax.random.key(0)), x, TIME, Condition()).shape == x.shape
+
+
+def test_drop(key):
+    many = Condition(jnp.arange(4000) % 3, jnp.zeros((4000, 2), jnp.int32))
+    dropped = diffusion.drop(key, many, 0.25)
+    gone = np.asarray(dropped.labels == EMPTY)
+    np.testing.assert_array_equal(gone, np.all(dropped.tokens == EMPTY, axis=1))
+    assert abs(gone.mean() - 0.25) < 4 * (0.25 * 0.75 / 4000) ** 0.5
+    np.testing.assert_array_equal(dropped.labels[~gone], many.labels[~gone])
+
+
+def test_moving_average():
+    one = diffusion.moving_average({"a": jnp.array(2.0)}, {"a": jnp.array(3.0)}, 0.95)
+    np.testing.assert_allclose(one["a"], 2.05, rtol=1e-6)
+    two = diffusion.moving_average(one, {"a": jnp.array(3.0)}, 0.95)
+    np.testing.assert_allclose(two["a"], 2.0975, rtol=1e-6)
+
+
+def test_bad_inputs(x):
+    with pytest.raises(ValueError, match="kind = 'mlp'"):
+        diffusion.make_network(CONFIG, "mlp")
+    for change, message in (
+        (dict(features=0), "features = 0"),
+        (dict(features=15), "features = 15"),
+        (dict(patch=3), "multiples of 3"),
+        (dict(prompt_length=0), "prompt_length = 0"),
+        (dict(classes=-1), "classes = -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            diffusion.make_network(CONFIG._replace(**change))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        diffusion.make_network(CONFIG._replace(height=5, patch=1), "unet")
+    made = diffusion.make_network(CONFIG)
+    with pytest.raises(ValueError, match="condition.tokens is None"):
+        made.apply({}, x, TIME, CONDITION._replace(tokens=None))

@@ -1,0 +1,172 @@
+"""Denoising samplers as policies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxreward import schedules
+from jaxreward.losses.policy import policy_loss, policy_objective
+from jaxreward.policies import consistency, flow
+from jaxreward.policies import denoising_chain as chains
+from jaxreward.schedules import CLEAN, FLOW
+from jaxreward.training.step import make_update_step, sample_key
+from jaxreward.transforms import advantage
+from jaxreward.types import make_signal
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+SHAPE, GROUP = (2, 3), 4
+TABLE = schedules.from_alpha_bar(schedules.scaled_linear_alpha_bar())
+STRAIGHT = schedules.flow()
+PROMPTS = {"shift": jnp.array([0.5, -0.5])}
+
+
+def network(params, x, time, condition):
+    moved = params["scale"] * x + condition["shift"][:, None, None] * time[:, None, None]
+    return jnp.tanh(moved + params["bias"][None])
+
+
+def init(key):
+    return {"scale": jnp.float32(0.3), "bias": 0.1 * jax.random.normal(key, SHAPE)}
+
+
+def all_chains():
+    function = consistency.consistency_function(network, TABLE, CLEAN)
+    denoise = flow.make_denoiser(network, STRAIGHT, FLOW)
+    times = flow.grid(STRAIGHT, 4, 0.1)[1:]
+    return {
+        "consistency": consistency.consistency_chain(function, TABLE, consistency.grid(3)),
+        "released": consistency.consistency_chain(
+            function, TABLE, consistency.grid(3), last_action=True
+        ),
+        "ddim": chains.ddim_chain(denoise, STRAIGHT, times),
+        "sde": chains.sde_chain(denoise, STRAIGHT, times, lambda t: 0.7 * jnp.sqrt(t)),
+    }
+
+
+CHAINS = all_chains()
+
+
+@pytest.fixture(name="policy", params=CHAINS)
+def of_a_chain(request):
+    return chains.denoising_policy(CHAINS[request.param], init, SHAPE)
+
+
+def test_log_probs_are_those_of_sampling(key, policy):
+    params = policy.init(key)
+    sample = jax.jit(policy.sample, static_argnums=3)
+    trajectories = sample(params, key, PROMPTS, GROUP)
+    count = trajectories.actions.shape[2] - 1
+    assert trajectories.log_probs.shape == (2, GROUP, count)
+    assert trajectories.outputs.shape == (2, GROUP, *SHAPE) and trajectories.mask.all()
+    scores = jax.jit(policy.log_prob)(params, trajectories)
+    np.testing.assert_allclose(scores.log_probs, trajectories.log_probs, atol=1e-5)
+    part = lambda leaf: leaf[1:]
+    alone = policy.log_prob(params, jax.tree.map(part, trajectories))
+    np.testing.assert_allclose(alone.log_probs, scores.log_probs[1:], atol=1e-5)
+
+
+def test_entropy_is_minus_the_mean_log_probability(key, policy):
+    params = policy.init(key)
+    trajectories = policy.sample(params, key, PROMPTS, 800)
+    scores = policy.log_prob(params, trajectories)
+    off = scores.log_probs + scores.entropies
+    # the mean of 6 squared normals over 6 has variance 2 / 6, halved: 1 / 12
+    margin = 4 * (1 / 12 / 1600) ** 0.5
+    np.testing.assert_allclose(jnp.mean(off, axis=(0, 1)), 0.0, atol=margin)
+
+
+def test_the_score_has_mean_zero(key, policy):
+    """The gradient of the log-probability averages to 0 over the policy's own samples."""
+    params = policy.init(key)
+    trajectories = policy.sample(params, key, PROMPTS, 800)
+
+    def per_sample(scale):
+        found = policy.log_prob({**params, "scale": scale}, trajectories)
+        return jnp.sum(found.log_probs, axis=2).reshape(-1)
+
+    scores = jax.jacfwd(per_sample)(params["scale"])
+    assert abs(jnp.mean(scores)) < 4 * jnp.std(scores) / 1600**0.5
+    assert jnp.std(scores) > 1e-3
+
+
+def test_sum_and_mean(key):
+    make = lambda reduction: chains.denoising_policy(
+        CHAINS["sde"], init, SHAPE, reduction=reduction
+    )
+    params = init(key)
+    mean, total = (make(name).sample(params, key, PROMPTS, GROUP) for name in chains.REDUCTIONS)
+    np.testing.assert_allclose(total.log_probs, 6 * mean.log_probs, rtol=1e-5)
+    np.testing.assert_array_equal(total.outputs, mean.outputs)
+
+
+def test_released_last_action_changes_no_picture(key):
+    made = [
+        chains.denoising_policy(CHAINS[name], init, SHAPE).sample(init(key), key, PROMPTS, GROUP)
+        for name in ("consistency", "released")
+    ]
+    assert made[0].log_probs.shape[2] + 1 == made[1].log_probs.shape[2] == 3
+    # another number of actions starts from other noise; from the same noise all is the same
+    params, states = init(key), made[1].actions.reshape((8, 4) + SHAPE)
+    condition = chains.repeat(PROMPTS, GROUP)
+    shown = CHAINS["consistency"].finish(params, states[:, 2], condition)
+    np.testing.assert_allclose(made[1].outputs.reshape((8,) + SHAPE), shown, atol=1e-6)
+
+
+def test_log_density():
+    """Check 2 of the card of RLCM."""
+    after, std = jnp.array([[0.6, -0.1, 0.9]]), jnp.float32(0.6)
+    clean = jnp.array([[0.5, -0.5, 1.0]])
+    density = lambda f, how: chains.log_density(flow.Gaussian(0.8 * f, std), after, how)
+    old, new = (density(f, "mean") for f in (clean, clean + 0.01))
+    np.testing.assert_allclose([old[0], new[0]], [-0.4729277, -0.4685722], atol=2e-6)
+    np.testing.assert_allclose(jnp.exp(new - old), 1.0043651, rtol=1e-5)
+    ratio = jnp.exp(density(clean + 0.01, "sum") - density(clean, "sum"))
+    np.testing.assert_allclose(ratio, 1.0131524, rtol=1e-5)
+
+
+@pytest.mark.parametrize("advantage_, loss, slope", [(2.0, -2.0002, 0.0), (-2.0, 2.0087301, 1.0)])
+def test_the_clip_of_rlcm(advantage_, loss, slope):
+    """Check 3 of the card of RLCM."""
+    log_ratio = jnp.full((1, 1, 1), jnp.log(1.0043651))
+    zero, mask = jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1), bool)
+    value = lambda x: policy_loss(
+        x, zero, jnp.full((1, 1), advantage_), mask, clip_low=1e-4, clip_high=1e-4
+    )[0]
+    np.testing.assert_allclose(value(log_ratio), loss, rtol=2e-6)
+    np.testing.assert_allclose(jax.grad(value)(log_ratio).item(), 2.0087301 * slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["consistency", "ddim", "sde"])
+def test_learns_by_the_update_step_of_language_models(name):
+    """Brighter pictures are rewarded, and brighter they become."""
+    policy = chains.denoising_policy(CHAINS[name], init, SHAPE)
+    loss = policy_objective(policy, clip_low=0.05, clip_high=0.05)
+    step = make_update_step(loss, advantage.grpo(), optax.adam(0.02))
+
+    def iteration(state, _):
+        trajectories = policy.sample(state.params, sample_key(state), PROMPTS, 32)
+        rewards = jnp.mean(trajectories.outputs, axis=(2, 3))
+        return step.update(state, make_signal(rewards, trajectories=trajectories))[0], rewards
+
+    state = step.init(jax.random.key(0), policy.init(jax.random.key(1)))
+    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
+        state, rewards = jax.jit(lambda s: jax.lax.scan(iteration, s, length=30))(state)
+    assert state.skipped == 0
+    first, last = jnp.mean(rewards[:5]), jnp.mean(rewards[-5:])
+    error = (jnp.var(rewards[:5]) / rewards[:5].size) ** 0.5
+    assert last > first + 8 * error
+
+
+def test_learning_rate_of_the_card():
+    """Check 6 of the card of RLCM: after 100 of 300 linear steps 2/3 is left."""
+    np.testing.assert_allclose(optax.linear_schedule(1.0, 0.0, 300)(100), 2 / 3, rtol=1e-6)
+
+
+def test_bad_inputs():
+    with pytest.raises(ValueError, match="reduction = 'max'"):
+        chains.denoising_policy(CHAINS["ddim"], init, SHAPE, reduction="max")
+    with pytest.raises(ValueError, match="1 times leave no action"):
+        chains.ddim_chain(lambda *_: None, TABLE, np.array([999.0]))

@@ -1,0 +1,24 @@
+"""Compressed size as a reward."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxreward.rewards.compression import compressed_bytes
+
+
+def test_sizes_are_those_of_zlib(key):
+    images = jax.random.uniform(key, (2, 3, 8, 8, 1), minval=-1.2, maxval=1.2)
+    found = jax.jit(compressed_bytes)(images)
+    pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    for i in np.ndindex(2, 3):
+        assert found[i] == len(zlib.compress(pixels[i].tobytes(), 9))
+    np.testing.assert_array_equal(jax.vmap(compressed_bytes)(images), found)
+
+
+def test_flat_pictures_are_small_and_there_is_no_gradient(key):
+    noise = jax.random.uniform(key, (8, 8, 1), minval=-1.0)
+    assert compressed_bytes(jnp.zeros((8, 8, 1))) < 0.3 * compressed_bytes(noise)
+    np.testing.assert_array_equal(jax.grad(lambda x: compressed_bytes(x))(noise), 0.0)

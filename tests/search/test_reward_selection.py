@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreward.search import reward_selection as selection
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def test_weights_of_the_card():
+    rho = jnp.array([0.239852, 0.584583, 0.793128, 0.681622])
+    weights = selection.category_weights(rho)
+    np.testing.assert_allclose(weights, [0.417282, 1.017026, 1.379842, 1.185850], atol=2e-6)
+    np.testing.assert_allclose(jnp.sum(weights), 4.0, rtol=1e-6)
+
+
+def test_unknown_and_negative_correlations_weigh_nothing():
+    rho = jnp.array([[0.5, jnp.nan, -0.3, 0.5], [jnp.nan, -0.1, 0.0, -0.2]])
+    weights = selection.category_weights(rho)
+    np.testing.assert_allclose(weights, [[2, 0, 0, 2], [1, 1, 1, 1]], rtol=1e-6)
+
+
+def test_released_rows_have_mean_one():
+    for row in selection.AS_RELEASED.values():
+        assert sum(row) == pytest.approx(4.0, abs=0.0101)
+
+
+def test_correlations_are_numpys(key):
+    scores = jax.random.normal(key, (60, 3))
+    judged = scores[:, 0] + jax.random.normal(jax.random.key(1), (60,))
+    category = jnp.arange(60, dtype=jnp.int32) % 2
+    found = selection.correlations(scores, judged, category, 3)
+    for c in range(2):
+        own = np.asarray(category) == c
+        for m in range(3):
+            expected = np.corrcoef(np.asarray(scores)[own, m], np.asarray(judged)[own])[0, 1]
+            np.testing.assert_allclose(found[c, m], expected, atol=1e-5)
+    assert np.all(np.isnan(found[2]))
+
+
+def test_constant_scores_have_no_correlation():
+    found = selection.correlations(
+        jnp.ones((4, 1)), jnp.arange(4.0), jnp.zeros(4, jnp.int32), 1
+    )
+    assert np.isnan(found[0, 0])
+
+
+def test_prompts_mix_categories():
+    table = jnp.array([[2.0, 0.0], [0.5, 1.5]])
+    mixed = selection.prompt_weights(jnp.array([[1.0, 0.0], [0.5, 0.5]]), table)
+    np.testing.assert_allclose(mixed, [[2.0, 0.0], [1.25, 0.75]])
+
+
+def test_strongest_ignores_the_unknown():
+    rho = jnp.array([[0.2, 0.9, jnp.nan, jnp.nan], [0.4, 0.1, 0.6, jnp.nan]])
+    np.testing.assert_array_equal(selection.strongest(rho, 2), [2, 1])
+    with pytest.raises(ValueError, match="count = 5"):
+        selection.strongest(rho, 5)
