@@ -73,7 +73,7 @@ def test_levels_broadcast_over_the_batch():
 
 def test_bad_inputs():
     with pytest.raises(ValueError, match="largest = 0"):
-        schedules.exploding(0)
+        schedules.exploding(0.0)
     for table in ([0.5], [0.5, 0.6], [1.2, 0.5], [0.5, 0.0]):
         with pytest.raises(ValueError, match="alpha_bar"):
             schedules.from_alpha_bar(np.array(table))

@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from experiments import studies
+from jaxreward import masked
 from jaxreward.curation.item_pairs import draw_pairs
 from jaxreward.losses import preference, reduction
 from jaxreward.rewards.learned import mlp_reward_model
@@ -106,14 +107,12 @@ def _measure(key: jax.Array, own, gold, params: Any) -> dict[str, Any]:
     scores, good = score(items), gold(items) > 0
     above = scores[:, None] > scores[None, :]
     decided = good[:, None] & ~good[None, :]
-    mean_of = lambda mask: jnp.sum(jnp.where(mask, scores, 0.0)) / jnp.sum(mask)
-    centre = mean_of(good)
-    variance = jnp.sum(jnp.where(good, (scores - centre) ** 2, 0.0)) / jnp.sum(good)
+    centre, spread = masked.mean(scores, good), masked.std(scores, good)
     return {
-        "accuracy": jnp.sum(above & decided) / jnp.sum(decided),
-        "spread": jnp.sqrt(variance),
-        "log2_spread": 0.5 * jnp.log2(variance),
-        "margin": centre - mean_of(~good),
+        "accuracy": masked.mean(above.astype(jnp.float32), decided),
+        "spread": spread,
+        "log2_spread": jnp.log2(spread),
+        "margin": centre - masked.mean(scores, ~good),
         "top_advantage": jnp.mean(jnp.max(advantages(scores.reshape(-1, GROUP)), axis=1)),
         "best_of_n_gold": _best_of_n(keys[1], own, gold, score),
         **_policy(keys[2], own, gold, score),

@@ -112,7 +112,9 @@ def inverse_propensity(
     Raises:
       ValueError: a known `clip` is outside (0, 1].
     """
-    return jnp.where(observed, losses * _inverse(propensity, clip), 0.0)
+    # Selected before the product too, so that a NaN of an unobserved item reaches no gradient.
+    own, chance = jnp.where(observed, losses, 0.0), jnp.where(observed, propensity, 1.0)
+    return own * _inverse(chance, clip)
 
 
 def doubly_robust(

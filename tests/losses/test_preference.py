@@ -18,12 +18,13 @@ def array(*values):
     return jnp.asarray(values, jnp.float32)
 
 
-def at(term, margin, target=1.0, **settings):
-    return float(term(array(margin), array(target), **settings)[0])
+def at(term, difference, target=1.0, **settings):
+    return float(term(array(difference), array(target), **settings)[0])
 
 
-def slope(term, margin, target=1.0, **settings):
-    return float(jax.grad(lambda d: term(d, array(target), **settings)[0])(array(margin))[0])
+def slope(term, difference, target=1.0, **settings):
+    loss = lambda d: term(d, array(target), **settings)[0]
+    return float(jax.grad(loss)(array(difference))[0])
 
 
 # Bradley-Terry and win-tie (arXiv 2512.22170)

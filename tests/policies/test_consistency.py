@@ -101,7 +101,7 @@ def test_next_state(key):
     """Check 5 of the card of RLCM."""
     schedule = schedules.from_alpha_bar(np.array([0.9, 0.64, 0.5]))
     clean = jnp.array([[0.5, -0.5, 1.0]])
-    chain = consistency.consistency_chain(lambda p, x, t, c: clean, schedule, [2.0, 1.0])
+    chain = consistency.consistency_chain(lambda p, x, t, c: clean, schedule, np.array([2.0, 1.0]))
     move = chain.move(None, jnp.zeros((1, 3)), jnp.int32(0), None)
     noise = jnp.array([[0.1, -0.2, 0.3]])
     np.testing.assert_allclose(move.mean + move.std * noise, [[0.46, -0.52, 0.98]], atol=1e-6)

@@ -153,4 +153,4 @@ def test_bad_inputs(key):
     with pytest.raises(ValueError, match="steps = 0"):
         flow.grid(STRAIGHT, 0)
     with pytest.raises(ValueError, match="end = 1"):
-        flow.grid(STRAIGHT, 5, 1)
+        flow.grid(STRAIGHT, 5, 1.0)

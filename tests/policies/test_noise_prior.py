@@ -154,7 +154,7 @@ def test_bad_inputs():
     with pytest.raises(ValueError, match="reduction = 'max'"):
         noise_prior.noise_prior_policy(1, (2,), reduction="max")
     with pytest.raises(ValueError, match="smallest = 0"):
-        noise_prior.keep_deviations(0)
+        noise_prior.keep_deviations(0.0)
     link = noise_prior.keep_deviations()
     with pytest.raises(ValueError, match="params is None"):
         link.update(START, link.init(START))

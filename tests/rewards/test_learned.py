@@ -113,7 +113,7 @@ def test_blocks_give_the_scores_of_all(key, count):
     many = learned.ensemble(learned.mlp_reward_model(3), 2)
     params, x = many.init(key), np.asarray(features(count))
     found = learned.score_many(many.score, params, x, block_size=6, progress=False)
-    np.testing.assert_allclose(found, many.score(params, x), atol=1e-6)
+    np.testing.assert_allclose(found, many.score(params, jnp.asarray(x)), atol=1e-6)
     streamed = learned.score_many(many.score, params, iter(x), block_size=6, progress=False)
     np.testing.assert_array_equal(found, streamed)
 
@@ -191,7 +191,7 @@ def test_what_is_saved_is_loaded(tmp_path, key, spec):
     [
         ({}, "network = None"),
         ({"network": "cnn"}, "network = 'cnn'"),
-        ({"network": "mlp", "depth": 3}, "mlp: .*depth"),
+        ({"network": "mlp", "width": 3, "depth": 3}, "mlp: .*depth"),
         ({**TEXT, "head": {"kind": "steps"}}, "head.kind = 'steps'"),
         ({**TEXT, "head": {"kind": "scalar", "size": 2}}, "text: .*size"),
         ({**TEXT, "trunk": {"model_type": "bert"}}, "model_type = 'bert'"),

@@ -18,7 +18,7 @@ def data(key):
     clean = jax.random.normal(key, (64, 2))
     target = clean @ jnp.array([1.0, -2.0])
     # the noisiest level has lost the second coordinate's sign
-    estimates = jnp.stack([clean * jnp.array([1.0, -1.0]), clean])
+    estimates = jnp.stack([clean * jnp.array([[1.0, -1.0]]), clean])
     return estimates, jnp.zeros(64), target
 
 
@@ -29,7 +29,7 @@ def learn(key, steps, **options):
 
 
 def test_every_level_learns_its_own_reward(key):
-    learned = learn(key, 150)
+    learned = learn(key, 300)
     np.testing.assert_allclose(learned, [[1.0, 2.0], [1.0, -2.0]], atol=0.1)
 
 

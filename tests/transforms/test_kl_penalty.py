@@ -86,7 +86,9 @@ def test_the_controller_holds_the_target():
         (lambda: kl.kl_penalty(controller=kl.KLController(horizon=-1)), "controller.horizon = -1"),
         (
             lambda: kl.kl_penalty().update(
-                KEY, signal().replace(rewards=jnp.zeros((1, 2, 3))), jnp.float32(0.1)
+                KEY,
+                signal().replace(rewards=jnp.zeros((1, 2, 3)), mask=jnp.ones((1, 2, 3), bool)),
+                jnp.float32(0.1),
             ),
             r"allowed is \[P, G\]",
         ),
