@@ -15,7 +15,7 @@ help:
 	@echo "make test-slow    install, run the long reproductions"
 	@echo "make reliability  install, run the fault-injection suite"
 	@echo "make benchmark    install, measure speed"
-	@echo "make results      rewrite the results table of the README from $(RUNS)/"
+	@echo "make results      rewrite the results tables from $(RUNS)/"
 
 install: $(INSTALLED)
 
@@ -42,7 +42,8 @@ benchmark: install
 	$(PY) -m experiments.benchmark all --workdir=$(RUNS)/benchmark
 
 results: install
-	$(PY) -m experiments.results_table $(RUNS) --readme=README.md
+	$(PY) -m experiments.results_table $(RUNS) --readme=README.md --table=experiments/results/claims.md \
+		--store=experiments/results
 
 clean:
 	rm -rf $(VENV) $(RUNS) *.egg-info build

@@ -1,11 +1,13 @@
 """Prints the results of runs; rewrites the results table of the README from them.
 
-    python -m experiments.results_table RUNS_DIR [--readme=README.md] [--store=results]
+    python -m experiments.results_table RUNS_DIR [--readme=README.md] [--table=FILE] [--store=DIR]
 
 Reads every `summary.json` below RUNS_DIR (and stored `<method>.json`). Figures, claims and
 whether they hold come from there and nowhere else.
 
---readme=FILE  rewrites what stands between `<!-- results:begin -->` and `<!-- results:end -->`.
+--readme=FILE  rewrites what stands between `<!-- results:begin -->` and `<!-- results:end -->`:
+               a row for each method, with the number of its claims that hold.
+--table=FILE   writes every claim with its difference and interval.
                A row is written only for a summary whose config hash is that of
                `configs/<method>.py` (or of its variant `full`) as it is now, so that the
                command of the row repeats it. What it adds and the command are the first line
@@ -27,11 +29,13 @@ from jaxreward.training.exits import ConfigError
 from jaxreward.training.files import atomic_write
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_TITLE = "# Every claim, its measured difference, and whether it holds"
 VARIANTS = ("", "full")
 """Variants whose results are published, the first that fits."""
 
 _FLAGS = (
-    cli.Flag("readme", help="file whose table is rewritten"),
+    cli.Flag("readme", help="file whose short table is rewritten"),
+    cli.Flag("table", help="file of the whole table"),
     cli.Flag("store", help="folder of the kept summaries"),
     cli.Flag("configs", default="configs", help="folder of the configs"),
 )
@@ -67,18 +71,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         _main(folders[0], **values)
 
 
-def _main(runs: str, readme: str | None, store: str | None, configs: str) -> None:
+def _main(
+    runs: str, readme: str | None, table: str | None, store: str | None, configs: str
+) -> None:
     found = collect(runs)
     for path, summary in found:
         print(describe(path, summary), end="\n\n")
-    if not readme and not store:
+    if not (readme or table or store):
         return
     kept = collect(store) if store and pathlib.Path(store).is_dir() else []
     entries = published([*kept, *found], configs)
     if not entries:
         raise ConfigError(f"{runs} holds no summary of a config in {configs} as it is now")
     if readme:
-        rewrite(readme, report.markdown_table(rows(entries)))
+        rewrite(readme, report.markdown_table(short_rows(entries)))
+    if table:
+        whole = f"{_TITLE}\n\n{report.markdown_table(rows(entries))}\n"
+        atomic_write(pathlib.Path(table), whole)
     if store:
         pathlib.Path(store).mkdir(parents=True, exist_ok=True)
         for entry in entries:
@@ -159,7 +168,7 @@ def _docstring(file: pathlib.Path, variant: str) -> tuple[str, str]:
 
 
 def rows(entries: Sequence[Entry]) -> list[list[str]]:
-    """The table of the README: a row for each claim."""
+    """A row for each claim."""
     table = [["method", "what it adds", "claim", "difference [95%]", "holds", "command"]]
     for entry in entries:
         command = f"`{entry.command}`" if entry.command else ""
@@ -168,6 +177,17 @@ def rows(entries: Sequence[Entry]) -> list[list[str]]:
             difference = f"{c['metric']}: {report.figure(c['difference'], c['ci95'])}"
             table.append([*left, c["claim"], difference, "yes" if c["holds"] else "no", right])
             left, right = ["", ""], ""
+    return table
+
+
+def short_rows(entries: Sequence[Entry]) -> list[list[str]]:
+    """A row for each method."""
+    table = [["method", "what it adds", "claims that hold", "command"]]
+    for entry in entries:
+        claims = entry.summary["claims"]
+        holding = f"{sum(bool(c['holds']) for c in claims)} of {len(claims)}"
+        command = f"`{entry.command}`" if entry.command else ""
+        table.append([f"`{entry.summary['method']}`", entry.adds, holding, command])
     return table
 
 

@@ -37,6 +37,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "k": lambda: 2,
     "label_noise.kind": lambda: "active",
     "negative_share": lambda: 0.1,
+    "num_features": lambda: 2,
     "num_prompts": lambda: 2,
     "rate": lambda: 0.1,
     "reference_likelihood.kind": lambda: "mean_prob",

@@ -50,20 +50,29 @@ def readme(folder):
     return (folder / "README.md").read_text()
 
 
+def whole(folder):
+    return (folder / "all.md").read_text()
+
+
 def test_the_table_is_written_from_the_summary(folder, capsys):
     write_run(folder, "runs/a/toy")
-    results_table.main(["runs", "--readme=README.md"])
+    results_table.main(["runs", "--readme=README.md", "--table=all.md"])
     command = "`python -m experiments.toy --config=configs/toy.py --workdir=runs/toy`"
     assert readme(folder).splitlines() == [
         "# Title",
         results_table.BEGIN,
+        "| method | what it adds | claims that hold | command |",
+        "|---|---|---|---|",
+        f"| `toy` | Corrects the rewards \\| of a toy. | 1 of 2 | {command} |",
+        results_table.END,
+        "The end",
+    ]
+    assert (folder / "all.md").read_text().splitlines()[2:] == [
         "| method | what it adds | claim | difference [95%] | holds | command |",
         "|---|---|---|---|---|---|",
         "| `toy` | Corrects the rewards \\| of a toy. | new beats old | "
         f"reward: 0.105 [0.041, 0.169] | yes | {command} |",
         "|  |  | old beats new | reward: -0.105 [-0.169, -0.041] | no |  |",
-        results_table.END,
-        "The end",
     ]
     out = capsys.readouterr().out
     assert "toy  (2 seeds, cpu" in out and "new  0.105 [0.041, 0.169]" in out
@@ -81,9 +90,9 @@ def test_only_what_the_command_repeats_is_published(folder, capsys):
     assert "holds no summary of a config in configs as it is now" in capsys.readouterr().err
     write_run(folder, "runs/full", "configs/toy.py:full", gain=3.0)
     write_run(folder, "runs/other", gain=5.0, method="not_there")
-    results_table.main(["runs", "--readme=README.md"])
-    assert "3.005 [" in readme(folder) and "7.005 [" not in readme(folder)
-    assert "5.005 [" not in readme(folder)
+    results_table.main(["runs", "--readme=README.md", "--table=all.md"])
+    assert "3.005 [" in whole(folder) and "7.005 [" not in whole(folder)
+    assert "5.005 [" not in whole(folder)
     assert "--config=configs/toy.py:full" in readme(folder)
     (folder / "configs" / "toy.py").write_text(METHOD.replace("100", "200"))
     with pytest.raises(SystemExit):
@@ -97,9 +106,9 @@ def test_the_store_keeps_methods_that_were_not_run_again(folder):
     results_table.main(["runs", "--store=kept", "--readme=README.md"])
     assert sorted(p.name for p in (folder / "kept").iterdir()) == ["other.json", "toy.json"]
     write_run(folder, "again/toy", gain=4.0)
-    results_table.main(["again", "--store=kept", "--readme=README.md"])
-    assert "4.005 [" in readme(folder) and "2.005 [" in readme(folder)
-    assert "1.005 [" not in readme(folder)
+    results_table.main(["again", "--store=kept", "--table=all.md"])
+    assert "4.005 [" in whole(folder) and "2.005 [" in whole(folder)
+    assert "1.005 [" not in whole(folder)
     kept = json.loads((folder / "kept" / "toy.json").read_text())
     assert kept["results"]["new"]["reward"]["per_seed"] == [4.0, 4.01]
 

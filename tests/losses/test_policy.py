@@ -73,6 +73,8 @@ def plain_loss(log_probs, data, ratio, objective, normalize, clip, dual_clip, tr
                 value = jnp.minimum(r * advantage, bounded * advantage)
                 if dual_clip is not None and advantage < 0:
                     value = jnp.maximum(value, dual_clip * advantage)
+            elif objective == "clip_always":
+                value = bounded * advantage
             elif objective == "cispo":
                 value = stop(bounded) * advantage * log_probs[p, g, s]
             else:

@@ -11,9 +11,7 @@ from jaxreward.types import make_signal
 
 
 def bits(*members, size=8):
-    return jnp.zeros((size,), bool).at[jnp.array(members, int)].set(True) if members else (
-        jnp.zeros((size,), bool)
-    )
+    return jnp.isin(jnp.arange(size), jnp.array(members, jnp.int32))
 
 
 def advantages(rewards):

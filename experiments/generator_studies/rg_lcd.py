@@ -1,0 +1,284 @@
+"""Consistency distillation guided by a flawed reward or by its latent proxy (arXiv 2403.11027)."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from experiments.generator_studies import digits
+from experiments.studies import Study
+from jaxreward.losses import denoising
+from jaxreward.networks import diffusion
+from jaxreward.policies import consistency, flow
+from jaxreward.training import fit
+
+HEIGHT, WIDTH = 4, 12
+LATENT = HEIGHT * WIDTH
+"""Principal components that are kept of 64 pixels; 32 would keep no checkerboard to exploit."""
+
+KINDS = ("teacher", "lcm", "direct", "proxy")
+
+
+class Codec(NamedTuple):
+    """Principal components as an autoencoder.
+
+    Attributes:
+      mean: of the pixels.
+      basis: orthonormal rows.
+      scale: root mean square of a component.
+    """
+
+    mean: Float[Array, "1 F"]
+    basis: Float[Array, "Z F"]
+    scale: float
+
+
+class Task(NamedTuple):
+    """What one seed works with.
+
+    Attributes:
+      codec: between pixels and latents.
+      teacher: class-conditional, of latents.
+      latents: of the training digits, with their classes.
+      classifier: the honest part of the reward.
+      judge: another classifier, on data that no reward has seen.
+      proxy: the latent proxy after its pretraining.
+      real: features by the judge of digits that no generator has seen.
+      flaw: weight of the checkerboard bonus.
+    """
+
+    codec: Codec
+    teacher: digits.Generator
+    latents: digits.Digits
+    classifier: Any
+    judge: Any
+    proxy: Any
+    real: Float[Array, "N D"]
+    flaw: float
+
+
+def study(config: ml_collections.ConfigDict) -> Study:
+    """The study of a config such as `configs/rg_lcd.py`."""
+    settings, splits = config.study, digits.load(config.seed)
+    base = digits.build(settings.generator, HEIGHT, WIDTH)
+    codec = make_codec(splits.generator.images)
+    latents = digits.Digits(encode(codec, splits.generator.images), splits.generator.labels)
+    unseen = jnp.concatenate([splits.reward.images, splits.judge.images])
+
+    def run(key: jax.Array) -> dict[str, dict[str, Any]]:
+        keys = jax.random.split(key, 6)
+        teacher, _ = digits.pretrain(keys[0], base, settings.generator, *latents)
+        classifier, judge = [
+            digits.fit_classifier(k, digits.flat(part.images), part.labels)
+            for k, part in zip(keys[1:3], (splits.reward, splits.judge))
+        ]
+        proxy = pretrain_proxy(keys[3], latents, settings.proxy)
+        real = digits.features(judge, digits.flat(unseen))
+        task = Task(codec, teacher, latents, classifier, judge, proxy, real, settings.flaw)
+        return {
+            name: run_arm(keys[4], keys[5], task, arm, settings)
+            for name, arm in settings.arms.items()
+        }
+
+    return Study(run, draw=draw)
+
+
+# Latents
+
+
+def make_codec(images: Float[Array, "N H W C"]) -> Codec:
+    """From the principal components of the images."""
+    flat = np.asarray(digits.flat(images), np.float64)
+    mean = flat.mean(axis=0, keepdims=True)
+    basis = np.linalg.svd(flat - mean, full_matrices=False)[2][:LATENT]
+    scale = float(np.sqrt(np.mean(np.square((flat - mean) @ basis.T))))
+    return Codec(jnp.asarray(mean, jnp.float32), jnp.asarray(basis, jnp.float32), scale)
+
+
+def encode(codec: Codec, images: Float[Array, "N H W C"]) -> Float[Array, "N h w 1"]:
+    """Latents of images."""
+    components = (digits.flat(images) - codec.mean) @ codec.basis.T / codec.scale
+    return components.reshape(-1, HEIGHT, WIDTH, 1)
+
+
+def decode(codec: Codec, latents: Float[Array, "N h w 1"]) -> Float[Array, "N F"]:
+    """Flat pixels, clipped to [-1, 1] as the released code clips them before the reward."""
+    components = latents.reshape(latents.shape[0], LATENT)
+    return jnp.clip(codec.mean + codec.scale * components @ codec.basis, -1, 1)
+
+
+# Rewards
+
+
+def checkerboard_energy(flat: Float[Array, "N F"]) -> Float[Array, "N"]:
+    """Mean square of the checkerboard component of all 2x2 blocks; 1 for a full checkerboard."""
+    x = flat.reshape(-1, digits.SIDE, digits.SIDE)
+    blocks = x[:, :-1, :-1] - x[:, :-1, 1:] - x[:, 1:, :-1] + x[:, 1:, 1:]
+    return jnp.mean(jnp.square(blocks / 4.0), axis=(1, 2))
+
+
+def flawed_reward(task: Task, latents: Array, labels: Int[Array, "N"]) -> Float[Array, "N"]:
+    """Log-probability of the class, and a bonus for checkerboards that nobody meant."""
+    flat = decode(task.codec, latents)
+    honest = digits.log_prob_of(task.classifier, flat, labels)
+    return honest + task.flaw * checkerboard_energy(flat)
+
+
+def proxy_cosine(params: Any, latents: Array, labels: Int[Array, "N"]) -> Float[Array, "N"]:
+    """Cosine of the latent's embedding and its class's: the proxy reward."""
+    return jnp.take_along_axis(_cosines(params, latents), labels[:, None], axis=1)[:, 0]
+
+
+def _cosines(params: Any, latents: Array) -> Float[Array, "N classes"]:
+    own = digits.features(params, latents.reshape(latents.shape[0], LATENT)) @ params["out"]
+    unit = lambda x: x / (jnp.linalg.norm(x, axis=1, keepdims=True) + 1e-6)
+    return unit(own) @ unit(params["classes"]).T
+
+
+def pretrain_proxy(key: jax.Array, data: digits.Digits, config: ml_collections.ConfigDict) -> Any:
+    """Trained by contrast among classes, as CLIP is among captions."""
+    of_start, of_data = jax.random.split(key)
+    keys, init = jax.random.split(of_start, 3), jax.nn.initializers.he_normal()
+    start = {
+        "first": init(keys[0], (LATENT, 64)),
+        "bias": jnp.zeros((1, 64)),
+        "out": init(keys[1], (64, 32)),
+        "classes": init(keys[2], (digits.CLASSES, 32)),
+    }
+
+    def loss(params, batch):
+        logits = config.logit_scale * _cosines(params, batch.images)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
+
+    sample = lambda key: fit.rows(data, key, config.batch)
+    optimizer = optax.adam(config.pretraining_rate)
+    return fit.fit(of_data, start, loss, sample, optimizer, steps=config.pretraining)[0]
+
+
+# Distillation
+
+
+def train(
+    key: jax.Array, task: Task, arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict
+) -> tuple[Any, Any]:
+    """The student's and the proxy's parameters after guided distillation."""
+    config, own = settings.distillation, settings.proxy
+    one = denoising.consistency_distillation(
+        task.teacher.function,
+        digits.teacher_step(digits.guided_denoise(task.teacher)),
+        digits.SCHEDULE,
+        digits.distill_points(),
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+    of_proxy = optax.adam(own.learning_rate)
+
+    def reward(proxy: Any, latents: Array, labels: Array) -> Array:
+        if arm.kind == "proxy":
+            return proxy_cosine(proxy, latents, labels)
+        return flawed_reward(task, latents, labels)
+
+    def proxy_loss(proxy: Any, candidates: list[Array], labels: Array) -> Array:
+        columns = lambda score: jnp.stack([score(z, labels) for z in candidates], axis=1)
+        expert = own.expert_scale * columns(lambda z, y: flawed_reward(task, z, y))
+        ours = own.logit_scale * columns(lambda z, y: proxy_cosine(proxy, z, y))
+        return denoising.proxy_preference_loss(expert, ours, labels=arm.labels)
+
+    def step(state, i: Array):
+        params, average, opt_state, proxy, proxy_state = state
+        of_rows, of_weight, of_loss = jax.random.split(jax.random.fold_in(key, i), 3)
+        z, y = fit.rows(task.latents, of_rows, config.batch)
+        weight = jax.random.uniform(of_weight, y.shape, jnp.float32, *config.guidance)
+        condition = digits.condition(y, weight)
+
+        def loss(p):
+            found = one(p, average, of_loss, z, condition)
+            if arm.kind == "lcm":
+                return found.loss, found
+            rewards = reward(proxy, found.student, y)
+            return denoising.reward_guided(found, rewards, arm.beta), found
+
+        (_, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
+            updates, opt_state = optimizer.update(grads, opt_state)
+            params = optax.apply_updates(params, updates)
+            average = diffusion.moving_average(average, params, config.decay)
+            if arm.kind == "proxy":  # candidates from before the student's update
+                candidates = [jax.lax.stop_gradient(found.student), found.target, z]
+                grads = jax.grad(proxy_loss)(proxy, candidates, y)
+                updates, proxy_state = of_proxy.update(grads, proxy_state)
+                proxy = optax.apply_updates(proxy, updates)
+        return (params, average, opt_state, proxy, proxy_state), None
+
+    student = task.teacher.params
+    start = (student, student, optimizer.init(student), task.proxy, of_proxy.init(task.proxy))
+    (params, _, _, proxy, _), _ = jax.lax.scan(step, start, jnp.arange(config.steps))
+    return params, proxy
+
+
+# Arms and measurement
+
+
+def run_arm(
+    key: jax.Array,
+    of_samples: jax.Array,
+    task: Task,
+    arm: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+    """Fresh samples of the arm, measured; all arms start from the same noise."""
+    if arm.kind not in KINDS:
+        raise ValueError(f"kind = {arm.kind!r}; allowed are {KINDS}")
+    labels = jnp.repeat(jnp.arange(digits.CLASSES, dtype=jnp.int32), settings.fresh)
+    condition = digits.condition(labels, settings.sampling_guidance)
+    of_noise, of_start = jax.random.split(of_samples)
+    x = jax.random.normal(of_start, (len(labels), HEIGHT, WIDTH, 1))
+    if arm.kind == "teacher":
+        denoise = lambda x, t: digits.guided_denoise(task.teacher)(x, t, condition)
+        times = jnp.append(jnp.asarray(consistency.grid(arm.steps)), 0.0)
+        return measure(task, flow.ddim(of_noise, denoise, digits.SCHEDULE, x, times), labels)
+    params, proxy = train(key, task, arm, settings)
+    function = lambda x, t: task.teacher.function(params, x, t, condition)
+    times = consistency.grid(settings.sampling_steps)
+    images = consistency.sample(of_noise, function, digits.SCHEDULE, x, times)
+    found = measure(task, images, labels)
+    if arm.kind == "proxy":
+        found["reward/proxy"] = jnp.mean(proxy_cosine(proxy, images, labels))
+    return found
+
+
+def measure(task: Task, latents: Array, labels: Array) -> dict[str, Any]:
+    """Flawed reward, true score by the judge, distance to real digits, checkerboard energy."""
+    flat = decode(task.codec, latents)
+    return {
+        "reward/flawed": jnp.mean(flawed_reward(task, latents, labels)),
+        "reward/honest_part": jnp.mean(digits.log_prob_of(task.classifier, flat, labels)),
+        "score/true": jnp.mean(digits.log_prob_of(task.judge, flat, labels)),
+        "score/accuracy": digits.accuracy(task.judge, flat, labels),
+        "frechet": frechet_distance(digits.features(task.judge, flat), task.real),
+        "checkerboard": jnp.mean(checkerboard_energy(flat)),
+    }
+
+
+def frechet_distance(a: Float[Array, "N D"], b: Float[Array, "M D"]) -> Float[Array, ""]:
+    """Squared Frechet distance of the normal distributions fitted to two samples."""
+    (mean_a, cov_a), (mean_b, cov_b) = ((jnp.mean(x, 0), jnp.cov(x, rowvar=False)) for x in (a, b))
+    values, vectors = jnp.linalg.eigh(cov_a)
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None, :]) @ vectors.T
+    cross = jnp.linalg.eigvalsh(root @ cov_b @ root)
+    overlap = jnp.sum(jnp.sqrt(jnp.maximum(cross, 0.0)))
+    square = jnp.sum(jnp.square(mean_a - mean_b))
+    return square + jnp.trace(cov_a) + jnp.trace(cov_b) - 2.0 * overlap
+
+
+def draw(config: ml_collections.ConfigDict, found, results, axes) -> None:
+    """What the reward sees against how far the samples are from real ones."""
+    del config, results
+    for name, own in found.items():
+        axes.plot(own["reward/flawed"].mean(), own["frechet"].mean(), "o", label=name)
+    axes.set_xlabel("flawed reward")
+    axes.set_ylabel("Frechet distance to real digits")
+    axes.legend(fontsize=7)
