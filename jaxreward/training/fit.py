@@ -108,16 +108,6 @@ def _check(name: str, value: int) -> None:
         raise ValueError(f"{name} = {value}; allowed is >= 1")
 
 
-def _step(key: jax.Array, loss: Loss, sample, optimizer: optax.GradientTransformation):
-    """`((params, opt_state), i) -> (the same after update i, loss before)`."""
-
-    start = (params, optimizer.init(params))
-    (params, _), losses = jax.lax.scan(
-        _step(key, loss, sample, optimizer), start, jnp.arange(steps)
-    )
-    return params, losses
-
-
 def fit_best(
     key: jax.Array,
     params: Any,
