@@ -38,6 +38,13 @@ _NOT_NEGATIVE = (
     "evaluation.start_samples",
 )
 YARDSTICKS = ("start", "start_greedy", "start_best")
+SETTINGS = ("equal", "tuned")
+"""Which hyper-parameters arms are compared at: `config.hyper`, or each arm's own best."""
+
+
+def settings(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Those of `SETTINGS` that a run compares: `config.settings`, all where it has none."""
+    return tuple(config.get("settings", SETTINGS))
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -113,6 +120,9 @@ def _check_model(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_arms(config: ml_collections.ConfigDict) -> None:
+    if "settings" in config:
+        check.required(config, "settings")
+        check.choice(config, "settings", SETTINGS)
     if not config.arms:
         raise ConfigError("config.arms is empty; needed is at least one arm")
     for arm in config.arms:
@@ -125,7 +135,7 @@ def _check_arms(config: ml_collections.ConfigDict) -> None:
         claim = config.claims[name]
         known = YARDSTICKS if config.evaluation.start_samples else ()
         _check_names(config, f"claims.{name}", (claim.better, claim.worse), known)
-        check.choice(config, f"claims.{name}.setting", ("equal", "tuned"))
+        check.choice(config, f"claims.{name}.setting", settings(config))
         check.at_least(config, f"claims.{name}.margin", 0)
 
 

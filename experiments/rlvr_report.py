@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import rlvr_curve
 from experiments.rlvr_programs import Context
-from experiments.rlvr_stages import COMPARE, SETTINGS, Stage
+from experiments.rlvr_stages import COMPARE, Stage
 from experiments.rlvr_start import Scores
 from jaxreward.training import figures, report
 
@@ -35,9 +35,9 @@ def write(
     seeds = list(range(stage.first_seed, stage.first_seed + stage.seeds))
     summary = report.make_summary(config, config.method, seeds, results, claims)
     path = report.write_summary(workdir, summary)
-    figure = _draw(context, workdir, lines)
+    figure = _draw(context, workdir, lines, stage.settings[0])
     curve = rlvr_curve.draw(config, results, TRUE, workdir)
-    for setting in SETTINGS:
+    for setting in stage.settings:
         print(f"\n{config.method}, {_title(setting)}")
         print(report.text_table(_rows(context, results, lines, setting)))
     print("* means over the last 10 updates and all seeds")
@@ -54,7 +54,7 @@ def write(
 def _per_seed(context: Context, stage: Stage, final) -> dict[str, dict[str, np.ndarray]]:
     """`{setting/arm: {metric: [seeds]}}`, with the hyper-parameters of each arm."""
     per_seed = {}
-    for s, setting in enumerate(SETTINGS):
+    for s, setting in enumerate(stage.settings):
         own = slice(s * stage.seeds, (s + 1) * stage.seeds)
         for a, arm in enumerate(context.arms):
             columns = {name: values[a, own] for name, values in final.items()}
@@ -106,7 +106,10 @@ def _late(lines: list[dict], name: str, window: int = 10) -> str:
     return f"{values.mean():.3f}" if len(values) else ""
 
 
-def _draw(context: Context, workdir: pathlib.Path, lines: list[dict]) -> pathlib.Path:
+def _draw(
+    context: Context, workdir: pathlib.Path, lines: list[dict], setting: str
+) -> pathlib.Path:
+    """The curves of one setting."""
     figure, axes = figures.new_figure(3, 2, width=6.5, height=3.8)
     arms = list(context.arms)
     panels = [
@@ -118,11 +121,11 @@ def _draw(context: Context, workdir: pathlib.Path, lines: list[dict]) -> pathlib
     ]
     for panel, shown, metric, label in panels:
         for position, arm in enumerate(shown):
-            _curve(panel, lines, f"equal/{arm}/{metric}", arm, position, context.config.seeds)
+            _curve(panel, lines, f"{setting}/{arm}/{metric}", arm, position, context.config.seeds)
         panel.set(xlabel="update", ylabel=label)
     axes[0, 0].legend(fontsize=6, ncols=2)
-    _draw_rates(axes[1, 0], context, lines)
-    figure.suptitle(f"{context.config.method}: equal hyper-parameters, mean and 95% band")
+    _draw_rates(axes[1, 0], context, lines, setting)
+    figure.suptitle(f"{context.config.method}: {_title(setting)}, mean and 95% band")
     path = workdir / "report.png"
     figures.save(figure, path)
     return path
@@ -151,14 +154,14 @@ def _running_rate(lines, name: str) -> np.ndarray:
     return np.cumsum(rates * counts) / np.maximum(np.cumsum(counts), 1.0)
 
 
-def _draw_rates(axes, context: Context, lines) -> None:
+def _draw_rates(axes, context: Context, lines, setting: str) -> None:
     """Estimated rates of the appeals arm with their intervals, and the true ones dashed."""
     arm = next((a for a in context.arms if a.startswith("appeals")), None)
     suffixes = [f"_{i}" for i in range(len(context.problem.prompt_types))] if arm else []
     position = 0
     for rate in ("false_positive", "false_negative"):
         for index, suffix in enumerate(suffixes):
-            name = f"equal/{arm}/rates/{rate}{suffix}"
+            name = f"{setting}/{arm}/rates/{rate}{suffix}"
             steps, mean = _series(lines, name)
             if not len(mean):
                 continue
@@ -166,7 +169,7 @@ def _draw_rates(axes, context: Context, lines) -> None:
             axes.plot(steps, mean, color=f"C{position}", label=label, linewidth=1.2)
             low, high = (_series(lines, f"{name}_{end}")[1] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=f"C{position}", alpha=0.12)
-            truth = _running_rate(lines, f"equal/{arm}/channel/{rate}{suffix}")
+            truth = _running_rate(lines, f"{setting}/{arm}/channel/{rate}{suffix}")
             axes.plot(steps, truth, color=f"C{position}", linestyle=":", linewidth=1.2)
             position += 1
     axes.set(xlabel="update", ylabel="noise rate: estimate, interval; dotted: real", ylim=(0, 1))

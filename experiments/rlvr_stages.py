@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from experiments import rlvr_model
+from experiments.rlvr_config import settings
 from experiments.rlvr_programs import Context, Programs, arm_knobs, make_population
 from jaxreward.tasks import pipeline
 from jaxreward.training import loop
@@ -25,6 +26,7 @@ class Stage(NamedTuple):
       seeds: number of different seeds.
       first_seed: the seed of index 0.
       steps: updates per run.
+      settings: whose members follow each other; empty while tuning.
     """
 
     name: str
@@ -33,12 +35,13 @@ class Stage(NamedTuple):
     seeds: int
     first_seed: int
     steps: int
+    settings: tuple[str, ...] = ()
 
 
 REPORTING, TUNING = 0, 1000
 """First seeds of the two disjoint ranges."""
 
-COMPARE, SETTINGS = "compare", ("equal", "tuned")
+COMPARE = "compare"
 
 
 def tuning_stage(config: ml_collections.ConfigDict, arms: int) -> Stage:
@@ -73,13 +76,14 @@ def best_by_arm(stage: Stage, accuracy: np.ndarray) -> dict[str, np.ndarray]:
 def comparison_stage(
     config: ml_collections.ConfigDict, arms: int, tuned: dict[str, np.ndarray]
 ) -> Stage:
-    """Both settings in one population: member = setting x seed, seed fastest."""
-    hyper = {}
+    """All settings in one population: member = setting x seed, seed fastest."""
+    hyper, compared = {}, settings(config)
     for name, best in tuned.items():
         equal = np.full((arms, config.seeds), config.hyper[name], np.float32)
-        hyper[name] = np.concatenate([equal, np.repeat(best[:, None], config.seeds, 1)], axis=1)
-    seed_index = np.tile(np.arange(config.seeds, dtype=np.int32), len(SETTINGS))
-    return Stage(COMPARE, hyper, seed_index, config.seeds, REPORTING, config.steps)
+        columns = {"equal": equal, "tuned": np.repeat(best[:, None], config.seeds, 1)}
+        hyper[name] = np.concatenate([columns[setting] for setting in compared], axis=1)
+    seed_index = np.tile(np.arange(config.seeds, dtype=np.int32), len(compared))
+    return Stage(COMPARE, hyper, seed_index, config.seeds, REPORTING, config.steps, compared)
 
 
 def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.ndarray]:
@@ -141,12 +145,12 @@ def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.nd
 
 def named(stage: Stage, population: populations.Population, metrics) -> dict[str, Any]:
     """`{setting/arm/name: mean over seeds}`, and `..._sd` for accuracies and rewards."""
-    settings = SETTINGS if stage.name == COMPARE else (stage.name,)
+    names = stage.settings or (stage.name,)
     flat = {}
     for arm in population.arms:
         for name, values in metrics[arm].items():
-            parts = values.reshape(len(settings), -1).astype(jnp.float32)
-            for setting, part in zip(settings, parts):
+            parts = values.reshape(len(names), -1).astype(jnp.float32)
+            for setting, part in zip(names, parts):
                 flat[f"{setting}/{arm}/{name}"] = jnp.mean(part)
                 if name.startswith(("eval/", "reward/")) and part.shape[0] > 1:
                     flat[f"{setting}/{arm}/{name}_sd"] = jnp.std(part, ddof=1)

@@ -64,17 +64,20 @@ def low_probability_objective(
     check_choice("select", select, lp.SELECTIONS)
     if policy.linear is None:
         raise ValueError("policy.linear is None; allowed are policies with a linear last layer")
-    objective = policy_objective(policy, **options)
+    policy_objective(policy, **options)  # refuses what it cannot take before anything is traced
     averaging = {name: options[name] for name in ("normalize", "max_length") if name in options}
     blocked = dict(min_p=min_p, threshold=threshold, block_rows=block_rows)
 
     def loss_fn(params: Any, signal: Signal) -> tuple[Array, dict[str, Array]]:
-        value, metrics = objective(params, signal)
+        # scored once: each call would be a backward pass of its own
+        own_scores = policy.log_prob(params, signal.trajectories)
+        scored = policy._replace(log_prob=lambda *_: own_scores)
+        value, metrics = policy_objective(scored, **options)(params, signal)
         older = params if policy.lagged is None else policy.lagged(params)
         own = policy.linear(params, signal.trajectories)
         other = policy.linear(jax.lax.stop_gradient(older), signal.trajectories)
         scores = _scores(own, other, blocked)
-        mask, log_probs = counted(signal), policy.log_prob(params, signal.trajectories).log_probs
+        mask, log_probs = counted(signal), own_scores.log_probs
         chosen = lp.rare_decisions(
             jax.lax.stop_gradient(log_probs), scores.log_prob, _by_decision(signal), mask,
             share=share, select=select,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import lp_reg
-from experiments import rlvr_config, rlvr_model, rlvr_programs
+from experiments import rlvr_config, rlvr_model, rlvr_programs, rlvr_stages
 from jaxreward.policies import tabular
 from jaxreward.training.exits import ConfigError
 
@@ -67,3 +67,18 @@ def test_first_parameters_hold_a_copy(key):
     assert rlvr_model.learner(config, policy, None).lagged is not None
     config.lagged = False
     assert rlvr_model.first_params(config, policy, policy.init(key)).shape == (2, 3)
+
+
+def test_a_config_may_compare_tuned_arms_only():
+    config = lp_reg.get_config()
+    config.settings = ("tuned",)
+    best = {"learning_rate": np.array([1e-3, 2e-3]), "kl_coefficient": np.zeros(2)}
+    stage = rlvr_stages.comparison_stage(config, 2, best)
+    assert stage.settings == ("tuned",) and stage.seed_index.tolist() == list(range(config.seeds))
+    np.testing.assert_allclose(stage.hyper["learning_rate"], [[1e-3] * 3, [2e-3] * 3])
+    config.settings = ()
+    with pytest.raises(ConfigError, match="config.settings is not set"):
+        rlvr_config.validate(config)
+    config.settings, config.claims.grpo.setting = ("tuned",), "equal"
+    with pytest.raises(ConfigError, match="config.claims.grpo.setting = 'equal'; allowed is tuned"):
+        rlvr_config.validate(config)
