@@ -53,3 +53,9 @@ def cost(spent: Spent, costs: Costs = Costs()) -> Number:
     return sum(float(price) * np.asarray(count) for price, count in zip(costs, spent))
 
 
+
+
+def as_metrics(spent: Spent, costs: Costs = Costs()) -> dict[str, np.ndarray]:
+    """Each count and their cost as float32 `spent/<name>`, as reports list them."""
+    named = {**spent._asdict(), "cost": cost(spent, costs)}
+    return {f"spent/{name}": np.asarray(count, np.float32) for name, count in named.items()}
