@@ -9,8 +9,8 @@ whether they hold come from there and nowhere else.
                a row for each method, with the number of its claims that hold.
 --table=FILE   writes every claim with its difference and interval.
                A row is written only for a summary whose config hash is that of
-               `configs/<method>.py` (or of its variant `full`) as it is now, so that the
-               command of the row repeats it. What it adds and the command are the first line
+               `configs/<method>.py` (or of its variant `full`, or for `<method>_<variant>` of
+               that variant) as it is now, so that the command of the row repeats it. What it adds and the command are the first line
                and the `python -m` line of that file's docstring.
 --store=DIR    keeps those summaries as DIR/<method>.json, and takes from there the methods
                that RUNS_DIR lacks.
@@ -31,7 +31,8 @@ from jaxreward.training.files import atomic_write
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 _TITLE = "# Every claim, its measured difference, and whether it holds"
 VARIANTS = ("", "full")
-"""Variants whose results are published, the first that fits."""
+"""Variants of the config `<method>.py` whose results are published, the first that fits. Another
+variant calls its method `<method>_<variant>`."""
 
 _FLAGS = (
     cli.Flag("readme", help="file whose short table is rewritten"),
@@ -132,26 +133,28 @@ def published(
     """One entry by method, of the newest summary that its config still repeats."""
     entries = {}
     for path, summary in found:
-        file = pathlib.Path(configs) / f"{summary['method']}.py"
-        variant = _variant(file, summary["config_sha"])
-        if variant is None:
-            cli.say(f"{path} is not of {file} as it is now; left out of the table", "warning")
+        repeated = _repeated_by(pathlib.Path(configs), summary["method"], summary["config_sha"])
+        if repeated is None:
+            cli.say(f"{path} is of no config in {configs} as it is now; left out", "warning")
             continue
-        adds, command = _docstring(file, variant)
+        adds, command = _docstring(*repeated)
         entries[summary["method"]] = Entry(summary, path, adds, command)
     return [entries[method] for method in sorted(entries)]
 
 
-def _variant(file: pathlib.Path, sha: str) -> str | None:
-    """Which published variant of a config has this hash."""
-    for variant in VARIANTS:
+def _repeated_by(configs: pathlib.Path, method: str, sha: str) -> tuple[pathlib.Path, str] | None:
+    """File and variant of the config with this hash."""
+    named = [(configs / f"{method}.py", variant) for variant in VARIANTS]
+    cuts = [i for i, letter in enumerate(method) if letter == "_"]
+    named += [(configs / f"{method[:i]}.py", method[i + 1 :]) for i in cuts]
+    for file, variant in named:
         try:
             spec = f"{file}:{variant}" if variant else str(file)
             config = config_lib.override(config_lib.load_config(spec), {})
         except ConfigError:
             continue
         if config_lib.sha(config) == sha:
-            return variant
+            return file, variant
     return None
 
 

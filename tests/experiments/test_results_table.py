@@ -17,7 +17,8 @@ Paper: none. Two cores, one second:
 import ml_collections
 
 def get_config(arg=""):
-    return ml_collections.ConfigDict({"steps": {"": 10, "smoke": 1, "full": 100}[arg]})
+    steps = {"": 10, "smoke": 1, "full": 100, "hard_one": 30}[arg]
+    return ml_collections.ConfigDict({"steps": steps})
 '''
 
 
@@ -97,6 +98,18 @@ def test_only_what_the_command_repeats_is_published(folder, capsys):
     (folder / "configs" / "toy.py").write_text(METHOD.replace("100", "200"))
     with pytest.raises(SystemExit):
         results_table.main(["runs", "--readme=README.md"])
+
+
+def test_a_variant_has_a_row_of_its_own(folder):
+    write_run(folder, "runs/plain")
+    write_run(folder, "runs/hard", "configs/toy.py:hard_one", gain=6.0, method="toy_hard_one")
+    write_run(folder, "runs/wrong", gain=8.0, method="toy_hard_one")
+    results_table.main(["runs", "--readme=README.md", "--table=all.md", "--store=kept"])
+    assert "--config=configs/toy.py:hard_one" in readme(folder)
+    assert "`toy`" in readme(folder) and "`toy_hard_one`" in readme(folder)
+    assert "6.005 [" in whole(folder) and "8.005 [" not in whole(folder)
+    kept = sorted(path.name for path in (folder / "kept").iterdir())
+    assert kept == ["toy.json", "toy_hard_one.json"]
 
 
 def test_the_store_keeps_methods_that_were_not_run_again(folder):
