@@ -7,6 +7,7 @@ import pytest
 
 from jaxreward.networks import diffusion
 from jaxreward.networks.diffusion import EMPTY, Condition, DiffusionConfig
+from jaxreward.policies import flow
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -83,6 +84,15 @@ def test_null_is_the_empty_condition(built, x):
     assert np.max(np.abs(found[:2] - base[:2])) > 1e-4
 
 
+@pytest.mark.parametrize("scale, same_as", [(1.0, "conditional"), (0.0, "null")])
+def test_guidance_between_conditional_and_null(built, x, scale, same_as):
+    """Classifier-free guidance with weight 1 is the conditional output, with 0 the null one."""
+    network, params, apply = built
+    asked = {"conditional": CONDITION, "null": diffusion.null(CONDITION)}[same_as]
+    found = flow.guided(network.apply, diffusion.null, scale)(params, x, TIME, CONDITION)
+    np.testing.assert_allclose(found, apply(params, x, TIME, asked), atol=1e-5)
+
+
 def test_gradients_reach_every_parameter(built, x):
     _, params, apply = built
     loss = lambda p: jnp.mean(apply(p, x, TIME, CONDITION) ** 2)
@@ -110,6 +120,10 @@ def test_moving_average():
     np.testing.assert_allclose(one["a"], 2.05, rtol=1e-6)
     two = diffusion.moving_average(one, {"a": jnp.array(3.0)}, 0.95)
     np.testing.assert_allclose(two["a"], 2.0975, rtol=1e-6)
+    many = one
+    for _ in range(50):  # of a constant: the distance shrinks by the decay each time
+        many = diffusion.moving_average(many, {"a": jnp.array(3.0)}, 0.95)
+    np.testing.assert_allclose(3.0 - many["a"], 0.95**51, rtol=1e-4)
 
 
 def test_bad_inputs(x):
