@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`arg`: "" or "smoke" (seconds)."""
     if arg not in ("", "smoke"):
         raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
-    config = noise_search("carinox")
+    config = noise_search("carinox", student=True)
     config.study.update(
         dict(
             reader=(48,), scale=5.0, opinions=300, opinion_noise=0.3, prompts=200, seeds=5,

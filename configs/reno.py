@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`arg`: "" or "smoke" (seconds)."""
     if arg not in ("", "smoke"):
         raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
-    config = noise_search("reno")
+    config = noise_search("reno", student=True)
     config.study.update(
         dict(
             readers=((32,), (64,), (64, 64)), prompts=200, steps=50, real=500, learning_rate=5.0,

@@ -130,19 +130,20 @@ class Generator(NamedTuple):
     function: consistency.ConsistencyFunction
 
 
-def build(config: ml_collections.ConfigDict, height: int = SIDE, width: int = SIDE) -> Generator:
-    """The functions, with parameters still to be trained; `config` is `study.generator`."""
-    shape = DiffusionConfig(
-        height=height,
-        width=width,
-        features=config.features,
-        layers=config.layers,
-        heads=config.heads,
-        patch=config.patch,
-        classes=CLASSES,
-        guidance=config.guidance,
-    )
-    network = diffusion.make_network(shape, config.kind)
+def build(
+    config: ml_collections.ConfigDict, height: int = SIDE, width: int = SIDE, **condition: int
+) -> Generator:
+    """The functions, with parameters still to be trained.
+
+    Args:
+      config: `study.generator`, with `kind` and those fields of `DiffusionConfig` that it needs.
+      height: of the image.
+      width: of the image.
+      **condition: what the network is told, as fields of `DiffusionConfig`; default the class.
+    """
+    own = {name: config[name] for name in DiffusionConfig._fields if name in config}
+    told = condition or dict(classes=CLASSES)
+    network = diffusion.make_network(DiffusionConfig(height, width, **own, **told), config.kind)
     denoise = flow.make_denoiser(network.apply, SCHEDULE, PARAMETERIZATION)
     function = consistency.consistency_function(network.apply, SCHEDULE, PARAMETERIZATION)
     return Generator(None, network, denoise, function)
@@ -159,16 +160,20 @@ def pretrain(
     generator: Generator,
     config: ml_collections.ConfigDict,
     images: Float[Array, "N H W C"],
-    labels: Int[Array, "N"],
+    asked: Int[Array, "N"] | Condition,
 ) -> tuple[Generator, Float[Array, "steps"]]:
-    """Trains the teacher; its condition is dropped now and then, so it knows the null one too."""
+    """Trains the teacher; its condition is dropped now and then, so it knows the null one too.
+
+    `asked` says what is on the images: their classes, or conditions of another kind.
+    """
     of_start, of_data = jax.random.split(key)
     loss = denoising.denoising_loss(generator.network.apply, SCHEDULE, PARAMETERIZATION)
+    asked = asked if isinstance(asked, Condition) else condition(asked)
 
     def sample(key: jax.Array):
         of_rows, of_drop, of_loss = jax.random.split(key, 3)
-        x, y = fit.rows((images, labels), of_rows, config.batch)
-        return of_loss, x, diffusion.drop(of_drop, condition(y), config.drop)
+        x, asked_of_rows = fit.rows((images, asked), of_rows, config.batch)
+        return of_loss, x, diffusion.drop(of_drop, asked_of_rows, config.drop)
 
     optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
     start = generator.network.init(of_start)

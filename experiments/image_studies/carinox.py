@@ -47,24 +47,23 @@ def flawed_tables(prompt: jax.Array) -> jax.Array:
     return jnp.stack([ordered, *(see(allowed) for see in blind)])
 
 
-def make_losses(readers: list[Callable], prompt: jax.Array, scale: float) -> Callable:
+def make_losses(readers: Callable, prompt: jax.Array, scale: float) -> Callable:
     """Minus the log-probability of each reward's table under its own reader, over `scale`."""
     tables = flawed_tables(prompt)
 
     def losses(image):
-        log_probs = jnp.stack([reader(image) for reader in readers])
-        return -image_rewards.composition(log_probs, tables) / scale
+        return -image_rewards.composition(readers(image), tables) / scale
 
     return losses
 
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
     keys = jax.random.split(key, 7)
-    generator = problem.train_generator(keys[0], banks.train, c.generator, student=True)
-    readers = [
-        problem.train_recognizer(own, banks.reward, tuple(c.reader), c.recognizer)
-        for own in jax.random.split(keys[1], len(FLAWED))
-    ]
+    teacher = problem.train_teacher(keys[0], banks.train, c.generator)
+    generator = problem.train_student(jax.random.fold_in(keys[0], 1), teacher, c.student)
+    readers = problem.train_recognizers(
+        keys[1], banks.reward, c.recognizer, hidden=c.reader, count=len(FLAWED)
+    )
     people = problem.train_judge(keys[2], banks.train, c.judge)
     judge = problem.train_judge(keys[3], banks.judge, c.judge)
     make = lambda prompt: make_losses(readers, prompt, c.scale)
@@ -72,10 +71,10 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
     prompts = canvases.draw_prompts(keys[5], c.prompts)
     budget = c.seeds * c.steps
     noises = jax.random.normal(keys[6], (c.prompts, budget, *problem.SHAPE))
-    real = problem.real_canvases(keys[6], banks.judge, c.real)
+    real, _ = problem.real_canvases(keys[6], banks.judge, c.real)
 
     def one(noises, prompt):
-        generate = lambda noise: generator.one_step(noise, canvases.embed(prompt))
+        generate = problem.one_step_for(generator, prompt)
         return _search(c, noises, generate, make(prompt), table[prompt[0]])
 
     images = jax.vmap(one)(noises, prompts)
@@ -130,11 +129,10 @@ def _fit_weights(c, key, generator, make: Callable, people: Callable):
     prompts = canvases.draw_prompts(keys[0], count)
     noises = jax.random.normal(keys[1], (count, *problem.SHAPE))
 
-    def one(noise, prompt):
-        image = generator.one_step(noise, canvases.embed(prompt))
+    def one(image, prompt):
         return 1.0 - make(prompt)(image), problem.ask(people, image, prompt).right
 
-    scores, right = jax.vmap(one)(noises, prompts)
+    scores, right = jax.vmap(one)(problem.one_step(generator, noises, prompts), prompts)
     opinions = right + c.opinion_noise * jax.random.normal(keys[2], right.shape)
     correlation = reward_selection.correlations(scores, opinions, prompts[:, 0], CATEGORIES)
     return reward_selection.category_weights(correlation), correlation

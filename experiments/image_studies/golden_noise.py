@@ -8,10 +8,13 @@ import ml_collections
 import optax
 from jaxtyping import Array
 
+from experiments.generator_studies import digits
 from experiments.image_studies import problem, report
 from experiments.studies import Study
 from jaxreward.losses.noise_search import noise_regression
-from jaxreward.networks.noise_map import NoiseMap, map_batch
+from jaxreward.networks import diffusion
+from jaxreward.networks.noise_map import NoiseMap, decompose, map_batch
+from jaxreward.policies import flow
 from jaxreward.rewards import images as image_rewards
 from jaxreward.search import golden_noise
 from jaxreward.search.accounting import Spent, add
@@ -27,8 +30,10 @@ def study(config: ml_collections.ConfigDict) -> Study:
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
     keys = jax.random.split(key, 8)
-    generator = problem.train_generator(keys[0], banks.train, c.generator, student=False)
-    reader = problem.train_recognizer(keys[1], banks.reward, tuple(c.reader), c.recognizer)
+    generator = problem.train_teacher(keys[0], banks.train, c.generator)
+    reader = problem.train_recognizers(
+        keys[1], banks.reward, c.recognizer, hidden=c.reader, count=1
+    )
     judge = problem.train_judge(keys[2], banks.judge, c.judge)
     prompts = canvases.draw_prompts(keys[3], c.pairs)
     noise = jax.random.normal(keys[4], (c.pairs, *problem.SHAPE))
@@ -37,51 +42,39 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
         noise, lambda z: improve(z, prompts), _noisy_reward(generator, reader, prompts, c),
         keys[5], c.margin,
     )  # fmt: skip
-    kept = jnp.ones_like(pairs.kept)
-    maps = {
-        "golden_noise": _learn(keys[6], pairs, pairs.kept, prompts, c),
-        "golden_noise_unfiltered": _learn(keys[6], pairs, kept, prompts, c),
-        "golden_noise_as_released": _learn(keys[6], pairs, pairs.kept, prompts, c, as_released=True),
-    }
+    learned = _learn_all(keys[6], pairs, prompts, c)
     fresh = canvases.draw_prompts(keys[7], c.tested)
     start = jax.random.normal(jax.random.fold_in(keys[7], 1), (c.tested, *problem.SHAPE))
     noises = {"start": start, "redenoised": improve(start, fresh)}
-    noises |= {name: mapped(start, fresh) for name, mapped in maps.items()}
+    noises |= dict(zip(MAPS, learned(start, fresh)))
     noises["random_move"] = _random_move(jax.random.fold_in(keys[7], 2), start, noises["golden_noise"])
-    real = problem.real_canvases(keys[7], banks.judge, c.real)
+    real, _ = problem.real_canvases(keys[7], banks.judge, c.real)
     return _reported(noises, start, fresh, generator, judge, real, pairs, c)
 
 
 def _images(generator, noises: Array, prompts: Array, c: ml_collections.ConfigDict) -> Array:
     """The sampler's images of a batch of noises."""
-
-    def one(pair):
-        noise, prompt = pair
-        condition = canvases.embed(prompt)
-        field = lambda x, t: generator.guided(x, t, condition, c.guidance)
-        return problem.decode(problem.sample(field, noise, c.sampler_steps)[0])
-
-    return jax.lax.map(one, (noises, prompts), batch_size=250)
+    return problem.sample(generator, noises, prompts, steps=c.sampler_steps, guidance=c.guidance)
 
 
 def _improver(generator, c: ml_collections.ConfigDict) -> Callable[[Array, Array], Array]:
     """Re-denoised noises of a batch: one step of the sampler and back."""
-    time, after = problem.times(c.sampler_steps)[:2]
-    levels = golden_noise.Levels(*problem.scales(time), *problem.scales(after))
+    time, after = flow.grid(digits.SCHEDULE, c.sampler_steps)[:2]
+    at = lambda t: (digits.SCHEDULE.alpha(t), digits.SCHEDULE.sigma(t))
 
-    def one(noise, prompt):
-        condition = canvases.embed(prompt)
+    def improve(noise, prompts):
+        told = problem.condition(prompts)
 
         def predict(x, conditional):
-            velocity = generator.predict(x, time, condition, float(conditional))
-            return problem.clean_and_noise(velocity, x, time)[1]
+            own = told if conditional else diffusion.null(told)
+            return generator.denoise(generator.params, x[..., None], time, own).noise[..., 0]
 
         return golden_noise.redenoise(
-            noise, predict, levels, guidance=c.redenoise_guidance,
-            inversion_guidance=c.inversion_guidance,
+            noise, predict, golden_noise.Levels(*at(time), *at(after)),
+            guidance=c.redenoise_guidance, inversion_guidance=c.inversion_guidance,
         )[0]  # fmt: skip
 
-    return jax.vmap(one)
+    return improve
 
 
 def _noisy_reward(generator, reader, prompts: Array, c: ml_collections.ConfigDict):
@@ -90,34 +83,53 @@ def _noisy_reward(generator, reader, prompts: Array, c: ml_collections.ConfigDic
     def reward(key, noises):
         images = _images(generator, noises, prompts, c)
         tables = jax.vmap(canvases.allowed_pairs)(prompts)
-        clean = image_rewards.composition(jax.vmap(reader)(images), tables)
+        clean = image_rewards.composition(jax.vmap(reader)(images)[:, 0], tables)
         return clean + c.reward_noise * jax.random.normal(key, clean.shape)
 
     return reward
 
 
-def _learn(key, pairs, kept: Array, prompts: Array, c, *, as_released: bool = False) -> Callable:
-    """A noise map fitted to the kept pairs: `(noises, prompts) -> noises`."""
+MAPS = {"golden_noise": (True, False), "golden_noise_unfiltered": (False, False),
+        "golden_noise_as_released": (True, True)}  # fmt: skip
+"""By arm: whether only kept pairs are learned from, and whether from the batch's first prompt."""
+
+
+def _learn_all(key: jax.Array, pairs, prompts: Array, c) -> Callable[[Array, Array], Array]:
+    """Noise maps fitted to the pairs, one for each of `MAPS`: `(noises, prompts) -> [3, noises]`."""
     network = NoiseMap(hidden=c.map.hidden, wide=c.map.wide, channels=c.map.channels)
-    condition = canvases.embed(prompts)
-    start = network.init(key, pairs.noise[:1], condition[0])
-
-    def draw(key):
-        index = golden_noise.draw_kept(key, kept, c.map.batch)
-        return pairs.noise[index][:, None], pairs.golden[index][:, None], condition[index]
-
-    def loss(params, batch):
-        noise, golden, condition = batch
-        mapped = map_batch(network.apply, params, noise, condition, as_released=as_released)
-        return noise_regression(mapped, golden)
-
+    noise, golden, told = pairs.noise[:, None], pairs.golden[:, None], _embed(prompts)
+    data = (golden, noise, told, jax.vmap(decompose)(noise))
+    start = network.init(key, noise[0], told[0])
     rate = optax.cosine_decay_schedule(c.map.learning_rate, c.map.steps)
-    params, _ = fit(key, start, loss, draw, optax.adamw(rate), steps=c.map.steps)
+
+    def learn(arm):
+        filtered, first_prompt = arm
+
+        def draw(key):
+            index = golden_noise.draw_kept(key, pairs.kept | ~filtered, c.map.batch)
+            return jax.tree.map(lambda leaf: leaf[index], data)
+
+        def loss(params, batch):
+            golden, *given = batch
+            mapped = map_batch(network.apply, params, *given, as_released=first_prompt)
+            return noise_regression(mapped, golden)
+
+        return fit(key, start, loss, draw, optax.adamw(rate), steps=c.map.steps)[0]
+
+    # one after the other: side by side, convolutions are far slower on a CPU
+    params = jax.lax.map(learn, tuple(jnp.asarray(flags) for flags in zip(*MAPS.values())))
 
     def mapped(noises, prompts):
-        return map_batch(network.apply, params, noises[:, None], canvases.embed(prompts))[:, 0]
+        told, known = _embed(prompts), jax.vmap(decompose)(noises[:, None])
+        own = lambda params: map_batch(network.apply, params, noises[:, None], told, known)[:, 0]
+        return jax.lax.map(own, params)
 
     return mapped
+
+
+def _embed(prompts: Array) -> Array:
+    """`[B, 3, E]` indicators of the words of prompts."""
+    return jax.nn.one_hot(canvases.tokens(prompts), len(canvases.WORDS))
 
 
 def _random_move(key: jax.Array, start: Array, moved: Array) -> Array:
@@ -128,16 +140,22 @@ def _random_move(key: jax.Array, start: Array, moved: Array) -> Array:
 
 
 def _reported(noises, start, prompts, generator, judge, real, pairs, c) -> dict[str, Any]:
-    found = {}
-    sampler = Spent(2 * c.sampler_steps, 1)
+    calls = Spent((1 if c.guidance == 1.0 else 2) * c.sampler_steps, 1)
     extra = {"redenoised": golden_noise.REDENOISE_SPENT}
-    for name, own in noises.items():
+    size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2)))
+
+    def measured(own):
         images = _images(generator, own, prompts, c)
-        size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2)))
-        found[name] = {
-            **report.judged(judge, images, prompts, real),
-            **report.counted(add(sampler, extra.get(name, Spent()))),
-            "noise/moved": jnp.mean(size(own - start) / size(start)),
+        moved = jnp.mean(size(own - start) / size(start))
+        return {**report.judged(judge, images, prompts, real), "noise/moved": moved}
+
+    every = jax.lax.map(measured, jnp.stack(list(noises.values())))
+    found = {
+        name: {
+            **jax.tree.map(lambda leaf, i=i: leaf[i], every),
+            **report.counted(add(calls, extra.get(name, Spent()))),
         }
+        for i, name in enumerate(noises)
+    }
     found["golden_noise"]["pairs/kept"] = jnp.mean(pairs.kept.astype(jnp.float32))
     return found

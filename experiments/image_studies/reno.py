@@ -28,20 +28,21 @@ def study(config: ml_collections.ConfigDict) -> Study:
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
     keys = jax.random.split(key, 6)
-    generator = problem.train_generator(keys[0], banks.train, c.generator, student=True)
+    teacher = problem.train_teacher(keys[0], banks.train, c.generator)
+    generator = problem.train_student(jax.random.fold_in(keys[0], 1), teacher, c.student)
     readers = [
-        problem.train_recognizer(own, banks.reward, tuple(hidden), c.recognizer)
+        problem.train_recognizers(own, banks.reward, c.recognizer, hidden=hidden, count=1)
         for own, hidden in zip(jax.random.split(keys[1], len(c.readers)), c.readers)
     ]
     judge = problem.train_judge(keys[2], banks.judge, c.judge)
     prompts = canvases.draw_prompts(keys[3], c.prompts)
     wide = c.steps * c.backward_price
     noises = jax.random.normal(keys[4], (c.prompts, wide, *problem.SHAPE))
-    real = problem.real_canvases(keys[5], banks.judge, c.real)
+    real, _ = problem.real_canvases(keys[5], banks.judge, c.real)
     explored, climbs = _explorations(c), _climbs(c, len(readers))
 
     def one(noises, prompt):
-        generate = lambda noise: generator.one_step(noise, canvases.embed(prompt))
+        generate = problem.one_step_for(generator, prompt)
         losses = make_losses(readers, prompt)
         chosen = _explore(noises, generate, losses, climbs["reno"].weights, explored)
         return {**chosen, **_climb_all(noises[0], generate, losses, climbs, c)}
@@ -66,7 +67,7 @@ def make_losses(readers: list[Callable], prompt: jax.Array) -> Callable:
     allowed = canvases.allowed_pairs(prompt)
 
     def losses(image):
-        read = [-image_rewards.composition(reader(image), allowed) for reader in readers]
+        read = [-image_rewards.composition(reader(image)[0], allowed) for reader in readers]
         flawed = (image_rewards.smoothness(image), image_rewards.checkerboard(image))
         return jnp.stack([*read, *(-score for score in flawed)])
 

@@ -37,7 +37,7 @@ def study(config: ml_collections.ConfigDict) -> Study:
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
     keys = jax.random.split(key, 7)
-    generator = problem.train_generator(keys[0], banks.train, c.generator, student=False)
+    generator = problem.train_teacher(keys[0], banks.train, c.generator)
     clean, score = _reward(keys[1], banks.reward, c)
     judge = problem.train_judge(keys[2], banks.judge, c.judge)
     train = _trajectories(keys[3], generator, c, c.train_prompts, c.train_samples)
@@ -76,16 +76,8 @@ def _trajectories(key, generator, c: ml_collections.ConfigDict, prompts: int, sa
     drawn = canvases.draw_prompts(keys[0], prompts)
     noises = jax.random.normal(keys[1], (prompts * samples, *problem.SHAPE))
     each = jnp.repeat(drawn, samples, axis=0)
-
-    def one(pair):
-        noise, prompt = pair
-        condition = canvases.embed(prompt)
-        field = lambda x, t: generator.guided(x, t, condition, c.guidance)
-        _, clean = problem.sample(field, noise, c.sampler_steps)
-        return problem.decode(clean)
-
-    estimates = jax.lax.map(one, (noises, each), batch_size=256)
-    estimates = jnp.moveaxis(estimates, 1, 0)
+    options = dict(steps=c.sampler_steps, guidance=c.guidance)
+    estimates = problem.estimates(generator, noises, each, **options)
     return Data(drawn, estimates.reshape(c.sampler_steps, prompts, samples, *problem.SHAPE))
 
 
@@ -137,48 +129,58 @@ ARMS = {
 
 def _compare(c, key, tables: dict[str, Array], final: Array, right: Array) -> dict[str, Any]:
     """Curves of reward and judge against budget for every arm, at equal budget."""
-    schedule = Schedule(tuple(c.schedule), tuple(c.keep))
-    whole = Schedule((), ())
-    found = {}
-    plans = {"best_of_n": (whole, "original"), **{a: (schedule, t) for a, t in ARMS.items()}}
     orders = jnp.stack(
         [jax.random.permutation(own, final.shape[1]) for own in jax.random.split(key, c.draws)]
     )
-    for arm, (plan, name) in plans.items():
-        price = pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
-        counts = [pruning.affordable(budget, price) for budget in c.budgets]
-        stages = tables[name][jnp.asarray(plan.steps, jnp.int32)] if plan.steps else final[None][:0]
-        curves = [_chosen(stages, final, right, orders[:, :n], plan.keep) for n in counts]
-        rewards, rights = (jnp.stack(values) for values in zip(*curves))
-        found[arm] = {
-            "reward/by_budget": rewards, "judge/by_budget": rights,
-            "reward/most": rewards[-1], "judge/most": rights[-1],
-            "spent/candidates": jnp.float32(counts[-1]),
-            **_alignment(tables[name], final, c),
-        }  # fmt: skip
-    base = found["best_of_n"]["reward/by_budget"]
-    for own in found.values():
-        increase = pruning.relative_increase(c.budgets, own["reward/by_budget"], base)
-        own["relative_increase"] = increase
+    every = jnp.stack([tables[name] for name in ARMS.values()])  # [A, T, P, M]
+    plans = {
+        "best_of_n": (Schedule((), ()), every[:1, :0]),
+        "pruned": (Schedule(tuple(c.schedule), tuple(c.keep)), every[:, jnp.asarray(c.schedule)]),
+    }
+    best, pruned = (_curves(c, *plan, final, right, orders) for plan in plans.values())
+    own = {name: jax.tree.map(lambda leaf, i=i: leaf[i], pruned) for i, name in enumerate(ARMS)}
+    found = {"best_of_n": jax.tree.map(lambda leaf: leaf[0], best), **own}
+    base = best["reward/by_budget"][0]
+    for name, arm in found.items():
+        arm["relative_increase"] = pruning.relative_increase(
+            c.budgets, arm["reward/by_budget"], base
+        )
+        arm |= _alignment(tables[ARMS.get(name, "original")], final, c)
     return found
 
 
+def _curves(c, plan: Schedule, stages: Array, final: Array, right: Array, orders: Array):
+    """What arms with scores `stages [A, J, P, M]` get by the same plan, metrics `[A, ...]`."""
+    price = pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
+    counts = [pruning.affordable(budget, price) for budget in c.budgets]
+    each = [_chosen(stages, final, right, orders[:, :n], plan.keep) for n in counts]
+    rewards, rights = (jnp.stack(values, axis=1) for values in zip(*each))
+    arms = stages.shape[0]
+    return {
+        "reward/by_budget": rewards, "judge/by_budget": rights,
+        "reward/most": rewards[:, -1], "judge/most": rights[:, -1],
+        "spent/candidates": jnp.full(arms, counts[-1], jnp.float32),
+    }  # fmt: skip
+
+
 def _chosen(stages, final, right, orders: Array, keep) -> tuple[Array, Array]:
-    """Mean reward and verdict of what is chosen, over prompts and draws of `n` candidates."""
+    """Mean reward and verdict `[A]` of what is chosen, over prompts and draws of candidates."""
 
     def one(order, stages, final, right):
         found = pruning.prune_table(stages[:, order].T, final[order], keep)
         return found.score, right[order][found.winner]
 
     over_prompts = jax.vmap(one, in_axes=(None, 1, 0, 0))
-    score, verdict = jax.lax.map(lambda order: over_prompts(order, stages, final, right), orders)
-    return jnp.mean(score), jnp.mean(verdict)
+    over_arms = jax.vmap(over_prompts, in_axes=(None, 0, None, None))
+    score, verdict = jax.lax.map(lambda order: over_arms(order, stages, final, right), orders)
+    return jnp.mean(score, axis=(0, 2)), jnp.mean(verdict, axis=(0, 2))
 
 
 def _alignment(table: Array, final: Array, c: ml_collections.ConfigDict) -> dict[str, Array]:
     """Kendall's tau with the final reward at some levels, mean over prompts."""
-    tau = jax.vmap(pruning.kendall)
-    return {f"kendall/{step}": jnp.nanmean(tau(table[step], final)) for step in c.levels_shown}
+    shown = table[jnp.asarray(c.levels_shown)]
+    tau = jax.lax.map(lambda own: jnp.nanmean(jax.vmap(pruning.kendall)(own, final)), shown)
+    return {f"kendall/{step}": tau[i] for i, step in enumerate(c.levels_shown)}
 
 
 def _draw(config: Any, found: Any, results: Any, axes: Any) -> None:

@@ -5,10 +5,12 @@ predicts new singular values, e is the noise modulated by the prompt, h a residu
 network. At the start a = b = 0.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def fold(noise: Float[Array, "C H W"]) -> Float[Array, "aH cW"]:
@@ -44,6 +46,19 @@ def shift_singular_values(
     """`U diag(s + change) V^T`; new values need be neither positive nor in order."""
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     return (left * (values + change)[None, :]) @ right
+
+
+class Decomposition(NamedTuple):
+    """`left diag(values) right` of a folded noise: no part of it is learned."""
+
+    left: Float[Array, "*B aH r"]
+    values: Float[Array, "*B r"]
+    right: Float[Array, "*B r cW"]
+
+
+def decompose(noise: Float[Array, "C H W"]) -> Decomposition:
+    """Singular values and vectors of the folded noise; once for a noise that is met often."""
+    return Decomposition(*jnp.linalg.svd(fold(noise), full_matrices=False))
 
 
 def group_norm(noise: Float[Array, "C H W"]) -> Float[Array, "C H W"]:
@@ -107,8 +122,11 @@ class NoiseMap(nn.Module):
     parts: str = "full"
 
     @nn.compact
-    def __call__(self, noise: Array, prompt: Array) -> Array:
-        """Golden noise `[C, H, W]` from noise `[C, H, W]` and the prompt's embedding, any shape."""
+    def __call__(self, noise: Array, prompt: Array, known: Decomposition | None = None) -> Array:
+        """Golden noise `[C, H, W]` from noise `[C, H, W]` and the prompt's embedding, any shape.
+
+        `known` is the noise's decomposition, computed here where it is None.
+        """
         if self.parts not in PARTS:
             raise ValueError(f"parts = {self.parts!r}; allowed are {', '.join(PARTS)}")
         embedded = self._embedded(noise, prompt)
@@ -116,7 +134,7 @@ class NoiseMap(nn.Module):
         b = self.param("b", nn.initializers.zeros, ())
         if self.parts == "residual":
             return noise + b * self._residual(noise + embedded)
-        mapped = self._decomposed(noise)
+        mapped = self._decomposed(noise, decompose(noise) if known is None else known)
         if self.parts != "svd":
             mapped = mapped + (2 * nn.sigmoid(a) - 1) * embedded
         return mapped + b * self._residual(noise + embedded) if self.parts == "full" else mapped
@@ -126,8 +144,8 @@ class NoiseMap(nn.Module):
         scale, shift = jnp.split(both, 2)
         return modulate(noise, scale, shift)
 
-    def _decomposed(self, noise: Array) -> Array:
-        left, values, right = jnp.linalg.svd(fold(noise), full_matrices=False)
+    def _decomposed(self, noise: Array, known: Decomposition) -> Array:
+        left, values, right = known
         branch = SingularValues(
             self.hidden, self.wide, self.svd_attention, self.heads, name="values"
         )
@@ -146,18 +164,23 @@ PARTS = ("full", "svd", "svd+prompt", "residual")
 
 
 def map_batch(
-    apply, params, noise: Float[Array, "B C H W"], prompts: Float[Array, "B *E"],
-    *, as_released: bool = False,
+    apply,
+    params,
+    noise: Float[Array, "B C H W"],
+    prompts: Float[Array, "B *E"],
+    known: Decomposition | None = None,
+    *,
+    as_released: bool | Bool[Array, ""] = False,
 ) -> Float[Array, "B C H W"]:
     """A `NoiseMap` over a batch, each noise with its own prompt.
 
     Args:
-      apply: of the module: `(params, noise, prompt) -> noise`.
+      apply: of the module: `(params, noise, prompt, known) -> noise`.
       params: of the module.
       noise: batch.
       prompts: their embeddings.
+      known: decompositions of the noises, if at hand.
       as_released: give the first prompt to the whole batch, as the authors' training code does.
     """
-    if as_released:
-        prompts = jnp.broadcast_to(prompts[:1], prompts.shape)
-    return jax.vmap(apply, in_axes=(None, 0, 0))(params, noise, prompts)
+    prompts = jnp.where(as_released, jnp.broadcast_to(prompts[:1], prompts.shape), prompts)
+    return jax.vmap(apply, in_axes=(None, 0, 0, 0))(params, noise, prompts, known)

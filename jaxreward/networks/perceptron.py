@@ -11,10 +11,12 @@ class Perceptron(nn.Module):
     Attributes:
       hidden: widths.
       features: size of the output.
+      zero_start: whether the output is 0 everywhere at the start.
     """
 
     hidden: tuple[int, ...]
     features: int
+    zero_start: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -22,7 +24,8 @@ class Perceptron(nn.Module):
         for width in self.hidden:
             y = nn.silu(nn.Dense(width)(x))
             x = x + y if x.shape[-1] == width else y
-        return nn.Dense(self.features)(x)
+        init = nn.initializers.zeros if self.zero_start else nn.initializers.lecun_normal()
+        return nn.Dense(self.features, kernel_init=init)(x)
 
 
 def time_features(time: jax.Array, count: int = 16) -> jax.Array:

@@ -223,6 +223,24 @@ def ddim(
     return jax.lax.scan(step, x, (jnp.arange(len(times) - 1), times[:-1], times[1:]))[0]
 
 
+def clean_estimates(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Float[Array, "B *shape"],
+    times: Float[Array, "S1"],
+) -> Float[Array, "S B *shape"]:
+    """The clean estimate of each call of deterministic DDIM over a descending grid.
+
+    The last one is the sample itself where sigma is 0 at the end of the grid.
+    """
+
+    def step(x: Array, pair: tuple[Array, Array]):
+        estimate = denoise(x, pair[0])
+        return ddim_move(schedule, x, estimate, *pair).mean, estimate.clean
+
+    return jax.lax.scan(step, x, (times[:-1], times[1:]))[1]
+
+
 def ddim_invert(
     denoise: Denoiser,
     schedule: Schedule,

@@ -172,14 +172,6 @@ def draw_canvas(key: jax.Array, bank: Bank, prompt: Int[Array, "4"]) -> Float[Ar
     return jnp.concatenate([draw_cell(keys[1], bank, left), draw_cell(keys[2], bank, right)], axis=1)
 
 
-def embed(prompt: Int[Array, "*B 4"]) -> Float[Array, "*B E"]:
-    """The prompt as 26 indicators, for networks without a text encoder."""
-    category, first, second, option = jnp.moveaxis(prompt, -1, 0)
-    sizes = (len(CATEGORIES), DIGITS, DIGITS, 2)
-    parts = (jax.nn.one_hot(v, n) for v, n in zip((category, first, second, option), sizes))
-    return jnp.concatenate(list(parts), axis=-1)
-
-
 def sentence(prompt: Any) -> str:
     """The prompt in words: "a 3 left of a 7", "two 5s", "a small 4"."""
     category, first, second, option = map(int, np.asarray(prompt))
@@ -192,12 +184,10 @@ def sentence(prompt: Any) -> str:
     return f"a {('big', 'small')[option]} {first}"
 
 
-def tokens(prompt: Any) -> np.ndarray:
-    """The prompt as three indices into `WORDS`, int32, for networks with a text encoder."""
-    category, first, second, option = map(int, np.asarray(prompt))
-    middle = {
-        BOTH: "and", RELATION: ("left of", "right of")[option],
-        COUNT: ("one", "two")[option], SIZE: ("big", "small")[option],
-    }[category]
-    last = second if category <= RELATION else WORDS.index("nothing")
-    return np.array([first, WORDS.index(middle), last], np.int32)
+def tokens(prompt: Int[Array, "*B 4"]) -> Int[Array, "*B 3"]:
+    """The prompt as three indices into `WORDS`, for networks that read prompts."""
+    category, first, second, option = jnp.moveaxis(prompt, -1, 0)
+    pairs = (("and", "and"), ("left of", "right of"), ("one", "two"), ("big", "small"))
+    words = jnp.asarray([[WORDS.index(word) for word in pair] for pair in pairs], jnp.int32)
+    last = jnp.where(category <= RELATION, second, WORDS.index("nothing"))
+    return jnp.stack([first, words[category, option], last], axis=-1).astype(jnp.int32)

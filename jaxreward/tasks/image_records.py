@@ -90,11 +90,10 @@ def _single(key: jax.Array, bank: canvases.Bank, prompt: jax.Array) -> jax.Array
 
 def to_records(images: Images) -> Iterator[dict[str, Any]]:
     """Records as tensorflow-datasets writes them."""
+    tokens = np.asarray(canvases.tokens(jax.numpy.asarray(images.prompts)))
     for position, (image, prompt) in enumerate(zip(*images)):
         text = canvases.sentence(prompt)
-        yield dict(
-            id=position, text=text, tokens=canvases.tokens(prompt), prompt=prompt, image=image
-        )
+        yield dict(id=position, text=text, tokens=tokens[position], prompt=prompt, image=image)
 
 
 def read_images(dataset: Dataset, split: str) -> Images:

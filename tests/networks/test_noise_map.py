@@ -99,6 +99,15 @@ def test_every_sample_has_its_own_prompt_unless_as_released(key):
     np.testing.assert_allclose(released[1], first, rtol=1e-4, atol=1e-5)
 
 
+def test_a_known_decomposition_changes_nothing(key):
+    network = small()
+    params, noise, prompts = made(key, network, channels=4)
+    run = lambda *known: noise_map.map_batch(network.apply, params, noise, prompts, *known)
+    known = jax.vmap(noise_map.decompose)(noise)
+    assert known.values.shape == (3, 8) and known.right.shape == (3, 8, 12)
+    np.testing.assert_allclose(run(known), run(), atol=1e-5)
+
+
 def test_residual_alone_starts_as_the_identity(key):
     network = small(parts="residual")
     params, noise, prompts = made(key, network)

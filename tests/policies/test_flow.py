@@ -78,6 +78,16 @@ def test_ddim_is_exact_for_a_point(key):
         np.testing.assert_allclose(found, 0.3, atol=6 * TABLE.sigma(jnp.float32(0.0)))
 
 
+def test_clean_estimates_lead_to_the_sample(key):
+    schedule = schedules.flow()
+    known, x = denoiser(schedule, MIXTURE), jax.random.normal(key, (6,))
+    times = flow.grid(schedule, 8)
+    found = flow.clean_estimates(known, schedule, x, times)
+    assert found.shape == (8, 6)
+    np.testing.assert_allclose(found[0], known(x, times[0]).clean, rtol=1e-5)
+    np.testing.assert_allclose(found[-1], flow.ddim(key, known, schedule, x, times), rtol=1e-5)
+
+
 def test_ddim_move_against_the_published_formula(key):
     x, noise = jax.random.normal(key, (2, 4))
     t, after, eta = 619.0, 579.0, 0.7
