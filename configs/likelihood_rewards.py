@@ -1,13 +1,25 @@
 """Which likelihood of the reference answer should be the reward (arXiv 2602.03979).
 
-Claims: on short answers that can be verified ("") every likelihood reward comes near the binary
-one. On long answers of many valid wordings ("long") nothing can verify, so there is no claim on
-accuracy; what each reward does to the answers' log-probability is the metric
-`likelihood/mean_log_prob` of `compare/metrics.jsonl`: the probability is too small to teach
-anything there, its logarithm is not. Both parts of the gradient are used: through the sampled
+Claims: on short answers that can be verified ("") every likelihood reward comes within 0.05 of the
+binary one. On long answers of many valid wordings ("long") nothing can verify, so there is no claim
+on accuracy; what each reward does to the answers' log-probability is the metric
+`likelihood/mean_log_prob` of `compare/metrics.jsonl`: by the paper the probability is too small to
+teach anything there, its logarithm is not. Both parts of the gradient are used: through the sampled
 reasoning and through the reward itself.
 
-Hardware and time: two CPU cores, about 6 minutes each; `smoke`: seconds.
+Measured on "" (5 seeds, final true accuracy at T = 1, each arm tuned over five learning rates; the
+start has 0.425): binary 0.562 (+0.14 [0.13, 0.15] over the start), prob 0.585, mean_prob 0.589,
+log_prob 0.524, mean_log_prob 0.514, jepo 0.523, nover 0.495. prob and mean_prob are within 0.05 of
+binary (+0.02 [0.01, 0.04], +0.03 [0.00, 0.05]), even above it; for log_prob (-0.04 [-0.06, -0.02])
+and mean_log_prob (-0.05 [-0.09, -0.01]) that is not shown. This is the
+paper's pattern at T = 1, where logarithms win in likelihood and lose in success: over the last 10
+updates the mean log-probability of a token of the right answer is -1.01 for both, -1.20 for prob
+and -1.15 for mean_prob, and the entropy 0.24 nats against 0.21 and 0.19. A logarithm draws as hard
+behind wrong reasoning, where it asks for an answer that does not follow; a probability hardly does.
+Four arms (binary, prob, jepo, nover) chose the lowest learning rate of the grid. "long" has not
+been measured.
+
+Hardware and time: one CPU core, 6 minutes (338 s of CPU time); `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/likelihood_rewards.py --workdir=DIR
 """
 
@@ -28,7 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.task.alphabet = "jaxreward.tasks.tokenizer:WORKED_ALPHABET"
     config.task.prompts = 256
     config.warm_start.split = "pretrain"
-    config.warm_start.steps = 200
+    config.warm_start.steps = 150
     config.sampler.max_new_tokens = 72 if arg == "long" else 14
     config.verifier.fn = "experiments.verification:final_in_jit"
     config.verifier.tolerant = True
@@ -41,19 +53,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.loss.max_length = 1
     config.evaluation.prompts = 96
     config.evaluation.start_samples = 16
-    config.seeds = 3
-    config.steps = 40 if arg == "long" else 80
+    config.settings = ("tuned",)
+    config.prompts_per_step = 8
+    config.seeds = 5
+    config.steps = 30 if arg == "long" else 60
     config.hyper.learning_rate = 2e-4
     config.hyper.kl_coefficient = 0.1
-    config.tune.learning_rate = (1e-4, 2e-4, 5e-4)
+    config.tune.learning_rate = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
     config.tune.kl_coefficient = (0.1,)
     config.tune.seeds = 1
-    config.tune.steps = 20 if arg == "long" else 40
+    config.tune.steps = 15 if arg == "long" else 30
     _add_arms(config)
-    for setting in ("equal", "tuned"):
-        for name in ARMS if arg != "long" else ():
-            claim = common.claim(name, "binary", setting, 0.05)
-            config.claims[f"{setting}_{name}_near_binary"] = claim
+    if arg != "long":
+        config.claims.binary_learns = common.claim("binary", "start", "tuned")
+        for name in ARMS:
+            config.claims[f"{name}_near_binary"] = common.claim(name, "binary", "tuned", 0.05)
     if arg == "smoke":
         common.smoke(config)
         config.evaluation.start_samples = 2

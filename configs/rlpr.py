@@ -5,10 +5,25 @@ behind the sampled reasoning teaches more than an exact match does, and more tha
 (sequence likelihood) does; subtracting the score without reasoning and leaving out prompts whose
 rewards hardly differ both help.
 
-Task: two steps of + and - over 0 to 5, on questions that the start has not seen, answers and references in independent spellings (12, 12.0, is 12), so
-that an exact match misses about half of the right answers. True accuracy takes all spellings.
+Task: two steps of + and - over 0 to 5, on questions that the start has not seen, answers and
+references in independent spellings (12, 12.0, is 12), so that an exact match misses about half of
+the right answers. True accuracy takes all spellings. Every arm is tuned over five learning rates.
 
-Hardware and time: two CPU cores, about 6 minutes; `smoke`: seconds.
+Measured (5 seeds, final true accuracy; the start has 0.39): RLPR learns (0.46; +0.07 [0.05, 0.09])
+and the filter helps (+0.02 [0.00, 0.04]). RLPR does not beat the exact match (0.59;
+-0.13 [-0.16, -0.10]) nor the product (0.47; -0.01 [-0.04, 0.03]), and debiasing changes nothing
+(0.00 [-0.02, 0.02]). The reasons, on 768 samples of the start:
+- Likelihoods do judge the reasoning better: AUC for right reasoning 0.79 (mean), 0.82 (product),
+  0.87 (geometric mean), 0.62 (exact match). But here the answer is a computation of its own: behind
+  right reasoning 0.58 of the answers are right. The reward is the same whatever answer was written,
+  so this part, which the exact match trains, is never taught.
+- An exact match that misses 0.46 of the right answers at random only shrinks the gradient.
+- Answers have two to five tokens, too few for the product to vanish.
+- A base score is the same for a whole group, whose mean is taken off anyway; only the clip at 0
+  could matter.
+The four likelihood arms chose the lowest learning rate of the grid.
+
+Hardware and time: one CPU core, 5 minutes (299 s of CPU time); `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/rlpr.py --workdir=DIR
 """
 
@@ -38,18 +53,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.likelihood.once = False  # a trace has several
     config.evaluation.prompts = 96
     config.evaluation.start_samples = 16
-    config.seeds = 3
-    config.steps = 80
+    config.settings = ("tuned",)
+    config.seeds = 5
+    config.steps = 60
     config.hyper.learning_rate = 2e-4
     config.hyper.kl_coefficient = 0.1
-    config.tune.learning_rate = (1e-4, 2e-4, 5e-4)
+    config.tune.learning_rate = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
     config.tune.kl_coefficient = (0.1,)
     config.tune.seeds = 1
-    config.tune.steps = 40
+    config.tune.steps = 30
     _add_arms(config)
-    for setting in ("equal", "tuned"):
-        for worse in BASELINES + ("start",):
-            config.claims[f"{setting}_{worse}"] = common.claim("rlpr", worse, setting)
+    for worse in BASELINES + ("start",):
+        config.claims[worse] = common.claim("rlpr", worse, "tuned")
+    config.claims.exact_match_learns = common.claim("exact_match", "start", "tuned")
     if arg == "smoke":
         common.smoke(config)
         config.evaluation.start_samples = 2
