@@ -3,13 +3,27 @@
 Claims: pulling rare tokens that are about to be punished towards a filtered copy of an older
 policy keeps them alive and ends higher than GRPO, an entropy bonus or clip-higher.
 
+Measured (3 seeds, final true accuracy, every arm tuned over the same three learning rates; the
+start has 0.21, its best of 16 samples 0.92): Lp-Reg with the sampled k3 term 0.444 is above the
+start (+0.24 [0.22, 0.26]) and above the same objective without the pull (0.377; +0.07
+[0.005, 0.13]), but not above GRPO (0.448; 0.00 [-0.06, 0.05]), an entropy bonus (0.428; +0.02
+[-0.06, 0.09]), clip-higher (0.441; 0.00 [-0.04, 0.05]) or its full KL (0.410; +0.04
+[-0.001, 0.07]). So the pull makes good what opening the ratio's bounds costs, and no more. Entropy
+falls least (0.44 nats at first; over the last 10 updates 0.25, GRPO 0.23, no pull 0.22, entropy
+bonus and clip-higher 0.21), but rare, sensible tokens live on no longer: their share of the
+decisions falls from 0.05 to between 0.011 and 0.014 in every arm (0.011 with the pull). A likely
+reason: nothing rare is worth keeping here. What pays, writing the steps, is in 0.3 of the texts
+that the start learned from, and every arm comes to it (responses of 8 tokens at first, 18 to 21 at
+the end). With learning rates of 2e-4 to 1e-3 every arm chose 2e-4 and ended lower (GRPO 0.39,
+Lp-Reg 0.34, no pull 0.22).
+
 The proxy that is always fresh is measured where it can be exact, in `configs/spark_tree.py`;
 `open_grpo` is Lp-Reg without its pull, so that the bounds of the ratio are told from the pull.
 
 Task: two steps of + and -, from a start that sometimes works them out with marker words, which is
 right more often. The tree with one rare right branch is `configs/spark_tree.py`.
 
-Hardware and time: two CPU cores, about 10 minutes; `smoke`: seconds.
+Hardware and time: one CPU core, 7 minutes (418 s of CPU time); `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/lp_reg.py --workdir=DIR
 """
 
@@ -53,9 +67,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.settings = ("tuned",)
     config.seeds = 3
     config.steps = 40
-    config.hyper.learning_rate = 5e-4
+    config.hyper.learning_rate = 1e-4
     config.hyper.kl_coefficient = 0.0
-    config.tune.learning_rate = (2e-4, 5e-4, 1e-3)
+    config.tune.learning_rate = (5e-5, 1e-4, 2e-4)
     config.tune.kl_coefficient = (0.0,)
     config.tune.seeds = 1
     config.tune.steps = 20
