@@ -177,9 +177,9 @@ def _judge_items(options: argparse.Namespace) -> dict:
     read = reward_items.read_items(
         options.items, _columns(options.columns), scored=options.scores
     )
-    scorer = _scorer(options)
     from experiments import reward_judgement, reward_sources
 
+    scorer = reward_sources.from_options(options)
     if scorer is None:
         scored = reward_judgement.from_file(read.items)
     else:
@@ -194,20 +194,6 @@ def _judge_items(options: argparse.Namespace) -> dict:
         for reason, lines in read.refused.items()
     }
     return {"items": {"used": len(read.items), "refused": refused}, **result}
-
-
-def _scorer(options: argparse.Namespace):
-    from experiments import reward_sources
-
-    if options.callable:
-        return reward_sources.from_callable(options.callable)
-    if options.hf:
-        return reward_sources.from_hugging_face(options.hf)
-    if options.checkpoint:
-        return reward_sources.from_checkpoint(
-            options.checkpoint, options.tokenizer, options.batch_size
-        )
-    return None
 
 
 def _judge_mdp(path: Path) -> dict:

@@ -92,7 +92,7 @@ def read_items(path: Path, names: dict[str, str], *, scored: bool) -> Items:
     refused: dict[str, list[int]] = {}
     kept: list[Item] = []
     present: set[str] = set()
-    for number, record in _records(path):
+    for number, record in records(path):
         try:
             record = {own: record.get(names.get(own, own)) for own in COLUMNS} if isinstance(
                 record, dict) else _refuse("no_object")
@@ -117,7 +117,14 @@ def _check_present(path: Path, names: dict, present: set, needed: tuple[str, ...
             )
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
+def records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line (or row) and content of each record, read as they are asked for.
+
+    What is no JSON is None; blank lines are none.
+
+    Raises:
+      ValueError: a parquet file that is not whole.
+    """
     if path.suffix == ".parquet":
         yield from _parquet(path)
         return
@@ -128,6 +135,21 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, json.loads(line)
                 except (ValueError, RecursionError):
                     yield number, None
+
+
+def one_response(record: Any, prompt: str, response: str) -> tuple[str, str]:
+    """The prompt and one response of a record, by the names of its columns.
+
+    Raises:
+      Refused: it has no response, or what is there is no text.
+    """
+    if not isinstance(record, dict):
+        _refuse("no_object")
+    earlier, answer = _answer(record.get(response), False)
+    given = record.get(prompt)
+    if not answer.strip():
+        _refuse("empty_answer")
+    return earlier if given is None else _dialogue(given), answer
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -6,15 +6,18 @@ a file are called on blocks, so that memory is bounded by the size of a block.
 
 import importlib
 import inspect
+import itertools
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxreward.training import config as config_lib
+from jaxreward.training.progress import open_progress
 
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -186,20 +189,49 @@ def _chats(prompts: Sequence[str], responses: Sequence[str]) -> list[list[dict[s
     ]
 
 
+def from_options(options: Any) -> Scorer | None:
+    """The one of `callable`, `hf` and `checkpoint` that a command line gives, None without any.
+
+    Args:
+      options: with these three, `tokenizer` and `batch_size`.
+
+    Raises:
+      ValueError: as of the source.
+    """
+    if options.callable:
+        return from_callable(options.callable)
+    if options.hf:
+        return from_hugging_face(options.hf)
+    if options.checkpoint:
+        return from_checkpoint(options.checkpoint, options.tokenizer, options.batch_size)
+    return None
+
+
+def stream(
+    scorer: Scorer, texts: Iterable[tuple[str, str]], size: int
+) -> Iterator[Float[np.ndarray, "B"]]:
+    """Scores of prompts and responses, `size` at a time; no more of them are held.
+
+    Yields float64 arrays of `size` scores, the last one shorter; NaN where there is no score.
+    """
+    texts = iter(texts)
+    while block := list(itertools.islice(texts, size)):
+        prompts, responses = zip(*block)
+        found = np.asarray(scorer(list(prompts), list(responses)), np.float64)
+        yield np.where(np.isfinite(found), found, np.nan)
+
+
 def in_blocks(
     scorer: Scorer, prompts: Sequence[str], responses: Sequence[str], size: int
 ) -> np.ndarray:
-    """Scores every distinct text once, `size` at a time, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
+    """Scores every distinct text once, `size` at a time, and shows how far it is."""
     distinct = list(dict.fromkeys(zip(prompts, responses)))
-    scores: dict[tuple[str, str], float] = {}
-    bar = tqdm(total=len(distinct), desc="scoring", unit="text", disable=not sys.stderr.isatty())
-    with bar:
-        for start in range(0, len(distinct), size):
-            block = distinct[start : start + size]
-            found = scorer([p for p, _ in block], [r for _, r in block])
-            scores.update(zip(block, np.asarray(found, np.float64)))
-            bar.update(len(block))
-    found = np.array([scores[pair] for pair in zip(prompts, responses)])
-    return np.where(np.isfinite(found), found, np.nan)
+    scores = np.empty(len(distinct))
+    done = 0
+    with open_progress(len(distinct), name="score") as progress:
+        for found in stream(scorer, distinct, size):
+            scores[done : done + len(found)] = found
+            done += len(found)
+            progress.update(done, {})
+    by_text = dict(zip(distinct, scores))
+    return np.array([by_text[pair] for pair in zip(prompts, responses)])

@@ -109,3 +109,45 @@ def over_optimization(kl: Float[Array, "N"], gold: Float[Array, "N"]) -> OverOpt
     whole = s2 * s4 - jnp.square(s3)
     alpha, beta = (s4 * first + s3 * second) / whole, (s3 * first + s2 * second) / whole
     return OverOptimization(jnp.max(gold) - gold[-1], jnp.argmax(gold), alpha, beta)
+
+
+class UpToKL(NamedTuple):
+    """A gold reward along a training, up to one KL divergence; see `up_to_kl`.
+
+    Attributes:
+      gold: at the end.
+      best_gold: its greatest value.
+      collapse: by how much it fell from there.
+      kl: at the end, in nats.
+    """
+
+    gold: Float[Array, ""]
+    best_gold: Float[Array, ""]
+    collapse: Float[Array, ""]
+    kl: Float[Array, ""]
+
+
+def up_to_kl(kl: Float[Array, "N"], gold: Float[Array, "N"], budget: Number) -> UpToKL:
+    """What a training did to the gold reward until its KL first passed `budget`, or to its end.
+
+    So runs are compared at the same distance from their start, whatever their pace. The last
+    point is interpolated between the two around the budget.
+
+    Args:
+      kl: along the training, nats; need not grow.
+      gold: the gold reward at the same points.
+      budget: > 0; a run that is beyond it from its first point is judged there.
+
+    Raises:
+      ValueError: a known `budget` is not positive.
+    """
+    check_number("budget", budget, lambda x: x > 0, "> 0")
+    inside = jnp.cumsum((kl > budget).astype(jnp.int32)) == 0
+    last = jnp.maximum(jnp.sum(inside.astype(jnp.int32)) - 1, 0)
+    after = jnp.minimum(last + 1, kl.shape[0] - 1)
+    step = kl[after] - kl[last]
+    share = jnp.clip((budget - kl[last]) / jnp.where(step > 0, step, 1.0), 0.0, 1.0)
+    share = jnp.where(inside[after], 0.0, share)
+    end = gold[last] + share * (gold[after] - gold[last])
+    best = jnp.maximum(jnp.max(jnp.where(inside, gold, -jnp.inf)), end)
+    return UpToKL(end, best, best - end, kl[last] + share * step)

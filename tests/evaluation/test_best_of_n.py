@@ -80,3 +80,17 @@ def test_over_optimization_of_a_parabola():
     assert found.alpha == pytest.approx(1.0, abs=1e-4)
     assert found.beta == pytest.approx(0.4, abs=1e-4)
     assert found.peak == 2 and found.collapse == pytest.approx(0.6 - 0.4, abs=1e-6)
+
+
+def test_up_to_a_kl():
+    kl, gold = jnp.array([0.0, 1.0, 3.0, 7.0]), jnp.array([0.0, 2.0, 1.0, -9.0])
+    found = bon.up_to_kl(kl, gold, 4.0)  # a quarter of the way from 3 to 7
+    np.testing.assert_allclose(found, [-1.5, 2.0, 3.5, 4.0], atol=1e-6)
+    whole = bon.up_to_kl(kl, gold, 10.0)
+    np.testing.assert_allclose(whole, [-9.0, 2.0, 11.0, 7.0], atol=1e-6)
+    beyond = bon.up_to_kl(kl + 5.0, gold, 4.0)
+    np.testing.assert_allclose(beyond, [0.0, 0.0, 0.0, 5.0], atol=1e-6)
+    back = bon.up_to_kl(jnp.array([0.0, 5.0, 1.0]), jnp.array([0.0, 1.0, 9.0]), 4.0)
+    np.testing.assert_allclose(back.gold, 0.8, atol=1e-6)  # what comes after counts no more
+    with pytest.raises(ValueError, match="budget = 0"):
+        bon.up_to_kl(kl, gold, 0)
