@@ -9,7 +9,24 @@ wrong labels, and loses its lead over elimination.
 Digits of scikit-learn, five of them relations, 40% of the training positives missed, 1000
 examples and 150 clean ones; a perceptron of one hidden layer.
 
-Hardware and time: one CPU core, TIME; `smoke`: seconds.
+Found (F1 on true labels, 10 seeds): noisy labels 0.76, IS 0.93, EN and RN 0.95, clean reference
+0.91, true labels 0.97; what EN flags is wrong in 96%, what IS flags in 87% of the cases. What does
+not hold, and why:
+
+- EN over elimination by confidence: 0.011 [-0.002, 0.024] (with swaps it holds, 0.018). That
+  baseline is given EN's number of examples, and noise of one side leaves the out-of-fold
+  probability of the negative class a good guide.
+- Cleaning positives too, without swaps: -0.009. No positive is wrong there, so what it flags
+  beyond EN (7 of 185) is false alarm. With swaps it holds.
+- Elimination by IS over relabelling with swaps: -0.024 [-0.041, -0.006], the other way round, also
+  at 20, 30 and 40% swaps. Relabelling does leave more wrong labels (10.6% against 8.7% here,
+  22.5 against 18.6% at 40%), but elimination drops some 156 of the 500 true positives for good, and
+  F1 counts what is missed.
+
+The test with its own noise shows F1 of 0.50 to 0.74, and 0.74 to 0.94 for the arms that clean once
+it is cleaned as the training set was: only true labels tell the arms apart.
+
+Hardware and time: one CPU core, 45 seconds; `smoke`: seconds.
 Command: python -m experiments.reward_model --config=configs/tacred_noise.py --workdir=DIR
 """
 

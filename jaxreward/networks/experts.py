@@ -85,12 +85,15 @@ class Aggregator(nn.Module):
 
     @nn.compact
     def __call__(self, states: Float[Array, "K B D"]) -> Float[Array, "B"]:
-        """Maps the states of all experts, side by side, to one score."""
+        """Maps the states of all experts, side by side, to one score; NaN where one is."""
         beside = jnp.moveaxis(states, 0, 1).reshape(states.shape[1], -1)
+        # A NaN that a layer reads is in its gradient, whatever the weight of the example.
+        known = ~jnp.any(jnp.isnan(beside), axis=1)
+        beside = jnp.where(known[:, None], beside, jnp.zeros((), beside.dtype))
         inner = nn.PReLU(negative_slope_init=0.25, name="prelu")(
             nn.Dense(self.width, name="mix")(beside.astype(jnp.float32))
         )
-        return nn.Dense(1, name="out")(inner)[:, 0]
+        return jnp.where(known, nn.Dense(1, name="out")(inner)[:, 0], jnp.nan)
 
 
 def route(

@@ -61,18 +61,21 @@ def pool(
     Raises:
       ValueError: unknown `kind`.
     """
+    return _where_tokens(mask, _pool_some(states, mask, kind))
+
+
+def _pool_some(states: Array, mask: Array, kind: str) -> Array:
+    """`pool`, finite where the mask is empty: a NaN that a layer reads is in its gradient."""
     check_choice("pool", kind, POOLS)
     states, wide = states.astype(jnp.float32), mask[..., None]
     wide = jnp.broadcast_to(wide, states.shape)
     if kind == "mean":
-        pooled = masked.mean(states, wide, axis=1)
-    elif kind == "max":
-        pooled = masked.maximum(states, wide, axis=1)
-    else:
-        steps = jnp.arange(mask.shape[1], dtype=jnp.int32)[None, :]
-        index = jnp.max(jnp.where(mask, steps, 0), axis=1)
-        pooled = jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]
-    return _where_tokens(mask, pooled)
+        return masked.mean(states, wide, axis=1)
+    if kind == "max":
+        return masked.maximum(states, wide, axis=1)
+    steps = jnp.arange(mask.shape[1], dtype=jnp.int32)[None, :]
+    index = jnp.max(jnp.where(mask, steps, 0), axis=1)
+    return jnp.take_along_axis(states, index[:, None, None], axis=1)[:, 0]
 
 
 def _where_tokens(mask: Array, values: Array) -> Array:
@@ -94,7 +97,8 @@ class Scalar(nn.Module):
     @nn.compact
     def __call__(self, states: States, last: Array, mask: Array) -> Float[Array, "B"]:
         del states
-        return Perceptron(self.hidden, activation="silu")(pool(last, mask, self.pool))[:, 0]
+        scores = Perceptron(self.hidden, activation="silu")(_pool_some(last, mask, self.pool))
+        return _where_tokens(mask, scores[:, 0])
 
 
 class State(nn.Module):
@@ -134,7 +138,8 @@ class Gaussian(nn.Module):
     @nn.compact
     def __call__(self, states: States, last: Array, mask: Array) -> GaussianScore:
         del states
-        out = Perceptron(self.hidden, 2, activation="silu")(pool(last, mask, self.pool))
+        out = Perceptron(self.hidden, 2, activation="silu")(_pool_some(last, mask, self.pool))
+        out = _where_tokens(mask, out)
         return GaussianScore(out[:, 0], self.bound * jnp.tanh(out[:, 1] / self.bound))
 
 
@@ -155,7 +160,7 @@ class Quantiles(nn.Module):
     def __call__(self, states: States, last: Array, mask: Array) -> Float[Array, "B Q"]:
         del states
         network = Perceptron(self.hidden, self.count, activation="silu")
-        out = network(pool(last, mask, self.pool))
+        out = _where_tokens(mask, network(_pool_some(last, mask, self.pool)))
         steps = jnp.concatenate([out[:, :1], jax.nn.softplus(out[:, 1:])], axis=1)
         return jnp.cumsum(steps, axis=1)
 
