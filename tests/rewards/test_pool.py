@@ -1,6 +1,6 @@
 """The verifier pool: a hostile verifier or text costs its own sample, and nothing else."""
 
-import _thread
+import signal
 import subprocess
 import sys
 import threading
@@ -238,7 +238,8 @@ def test_calls_from_several_threads(pool):
 def test_usable_after_an_interrupt():
     with _open("mixed", timeout_s=30.0) as pool:
         # Python loses an interrupt that falls into a finalizer; then a user presses again
-        timers = [threading.Timer(delay, _thread.interrupt_main) for delay in (0.3, 10.0)]
+        press = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        timers = [threading.Timer(delay, press) for delay in (0.3, 4.0, 8.0, 12.0, 16.0, 20.0)]
         for timer in timers:
             timer.start()
         with pytest.raises(KeyboardInterrupt):

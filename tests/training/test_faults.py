@@ -38,7 +38,8 @@ def test_an_honest_run_is_equal(tmp_path):
 
 
 def test_a_run_that_does_not_continue_exactly_is_found_out(tmp_path):
-    for outcome in outcomes(tmp_path, "forgetful"):
+    # by saves: at a fraction of the time a slow machine may not have begun
+    for outcome in outcomes(tmp_path, "forgetful", ["save:2", "save:3"]):
         assert outcome.killed and not outcome.equal and outcome.detail == "metrics.jsonl"
 
 
