@@ -6,11 +6,21 @@ is, and far better than one terse human solution against one detailed wrong one 
 low reciprocal rank lose gold reward from their peak as n grows, those of high rank less.
 
 The task is summing digits modulo a base with written running totals; the 16 reward models of a
-seed differ in data (32 to 2048 pairs), label noise (0 to 40%) and in how much of the data is
-terse human solutions against detailed wrong ones. Beside best-of-64, `tilted` is the policy that
-is optimal for reward less KL, in closed form on the same samples.
+seed differ in data (32 to 8192 pairs), label noise (0 to 40%) and in how much of the data is
+terse human solutions against detailed wrong ones. The policy writes in detail, as the models of
+the paper do: were a tenth of its samples terse, a taste for terse solutions would ruin best-of-64
+by itself, and the usual pairs would "explain" it with the wrong sign (squared correlation 0.67).
+Beside best-of-64, `tilted` is the policy that is optimal for reward less KL, in closed form on
+the same samples.
 
-Hardware and time: one CPU core, about 2 minutes.
+What does not hold: the reciprocal rank explains 0.48 [0.38, 0.58] more of best-of-64 than the
+usual pairs (0.64 against 0.16), which is not surely over 0.4. And models of high rank lose no less
+from their peak (0.40) than those of low rank (0.35), for these have no peak to lose: their gold
+reward falls from 0.44 without optimisation to 0.11 at n = 128, that of the best third rises to
+0.64 at n = 4 and falls to 0.26. A problem has one right solution among dozens of distinct wrong
+ones, and the models rank it first of ten in a quarter of the problems on average.
+
+Hardware and time: one CPU core, about 1 minute.
 Command: python -m experiments.reward_model --config=configs/reward_math.py --workdir=DIR
 """
 
@@ -44,10 +54,10 @@ def _study() -> dict:
         digits=4,
         base=7,
         pairs_least=32,
-        pairs_most=2048,
+        pairs_most=8192,
         noise_most=0.4,
-        width=32,
-        steps=400,
+        width=96,
+        steps=1500,
         batch=64,
         learning_rate=3e-3,
         weight_decay=1e-2,
@@ -57,7 +67,7 @@ def _study() -> dict:
         samples=128,  # per prompt, of the policy
         best_of=64,
         step_accuracy=0.8,  # of the policy
-        detailed_share=0.9,  # of its solutions
+        detailed_share=1.0,  # of its solutions: a model writes as models do
         tilt=0.5,  # KL coefficient, in deviations of the reward
     )
 

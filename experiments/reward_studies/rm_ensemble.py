@@ -43,8 +43,8 @@ def make(config: ml_collections.ConfigDict) -> Study:
 
     `config.study`: features, gold_width, hidden, pairs, batch, steps, learning_rate, l2, members,
     reference, prompts, candidates, far_scale, safe_radius, best_of, tilts, `settings` (each with
-    flips, far and cost), `arms` (each with aggregate, members, weight, ddof, policy_weight,
-    policy_ddof and policy, whether it is run by policy gradient), and `policy`, see there.
+    flips, far and cost), `arms` (each with aggregate, members, policy_weight, policy_ddof and, of
+    several members, weight and ddof), and `policy`, see there.
     """
     study = config.study
     names = list(study.settings)
@@ -57,7 +57,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
             )
         )
         found = jax.lax.map(lambda own: _setting(key, own, study), dials)
-        found.update(_compared(found))
+        found.update(compared(found))
         return {
             f"{name}/{arm}": {metric: values[i] for metric, values in own.items()}
             for i, name in enumerate(names)
@@ -67,8 +67,8 @@ def make(config: ml_collections.ConfigDict) -> Study:
     return Study(run, draw=_draw)
 
 
-def _compared(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
-    """Arm `gain`, what the least of all members loses less than one; `nothing` loses 0."""
+def compared(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
+    """From the results of all arms: `gain`, what the least of all members loses less than one; `nothing` loses 0."""
     single, worst = found["single"], found["worst_5"]
     losses = [name for name in single if name.endswith("/collapse")]
     return {
@@ -93,11 +93,8 @@ def _setting(key: jax.Array, dials: Dials, study) -> dict[str, dict[str, Array]]
     results = {}
     for name in study.arms:
         arm = study.arms[name]
-        results[name] = _optimized(scores, values, arm, study)
-        if arm.policy:
-            results[name].update(
-                rm_ensemble_policy.optimize(keys[5], score, standard, arm, study)
-            )
+        results[name] = optimized(scores, values, arm, study)
+        results[name].update(rm_ensemble_policy.optimize(keys[5], score, standard, arm, study))
     return results
 
 
@@ -168,7 +165,7 @@ def aggregates(scores: Float[Array, "*B K"], arm) -> Float[Array, "R *B"]:
     return aggregation.aggregate_scores(own, arm.aggregate, weight=arm.weight, ddof=arm.ddof)[None]
 
 
-def _optimized(
+def optimized(
     scores: Float[Array, "P M K"], gold: Float[Array, "P M"], arm, study
 ) -> dict[str, Array]:
     """Gold and proxy along both curves, averaged over runs."""

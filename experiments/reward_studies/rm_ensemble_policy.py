@@ -3,8 +3,12 @@
 The policy is a diagonal Gaussian over items that starts as the standard normal one, so its KL to
 the start is known exactly. The chain is that of any policy of the library: aggregate of the
 members, KL penalty in the reward, leave-one-out baseline.
+
+Such a policy can go anywhere: without a penalty its gold reward falls without end, which says
+nothing about aggregates. So every run is judged up to one KL, the same for all.
 """
 
+import functools
 from typing import Any, Callable
 
 import jax
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxreward.evaluation import best_of_n
 from jaxreward.losses.policy import policy_objective
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage, aggregation, kl_penalty
@@ -63,31 +68,29 @@ def kl_to_start(params: Params) -> Float[Array, ""]:
 
 
 def optimize(key: jax.Array, score: Score, gold: Score, arm, study) -> dict[str, Array]:
-    """Gold, proxy and KL along the training, for each KL coefficient, averaged over runs.
+    """What `best_of_n.up_to_kl` says for each KL coefficient, and curves, averaged over runs.
 
-    `study.policy`: kl_coefficients, steps, group, learning_rate, window (steps that a point of a
-    curve is the mean of). A single member is run once for each member.
+    `study.policy`: kl_coefficients, kl_budget, steps, group, learning_rate, window (steps that a
+    point of a curve is the mean of). A single member is run once for each member.
     """
     settings = study.policy
     coefficients = jnp.array(settings.kl_coefficients, jnp.float32)
     if arm.members == 1:
         shared = lambda k: lambda x: jnp.take(score(x), k[None], axis=-1)
-        each = lambda c: jax.vmap(lambda k: _run(key, shared(k), gold, c, arm, study))(
-            jnp.arange(study.members)
-        )
-        curves = jax.tree.map(lambda x: jnp.mean(x, axis=1), jax.vmap(each)(coefficients))
+        run = lambda c, k: _run(key, shared(k), gold, c, arm, study)
     else:
         own = lambda x: score(x)[..., : arm.members]
-        curves = jax.vmap(lambda c: _run(key, own, gold, c, arm, study))(coefficients)
+        run = lambda c, k: _run(key, own, gold, c, arm, study)
+    runs = jnp.arange(study.members if arm.members == 1 else 1)
+    curves = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(coefficients, runs)
+    upto = functools.partial(best_of_n.up_to_kl, budget=settings.kl_budget)
+    ends = jax.vmap(jax.vmap(upto))(curves["kl"], curves["gold"])._asdict()
     found = {}
     for i, coefficient in enumerate(settings.kl_coefficients):
-        name = f"policy_{coefficient:g}"
-        curve = {metric: values[i] for metric, values in curves.items()}
-        found[f"{name}/gold"] = curve["gold"][-1]
-        found[f"{name}/collapse"] = jnp.max(curve["gold"]) - curve["gold"][-1]
-        found[f"{name}/best_gold"] = jnp.max(curve["gold"])
-        found[f"{name}/kl"] = curve["kl"][-1]
-        found.update({f"{name}/{metric}_curve": values for metric, values in curve.items()})
+        for metric, values in ends.items():
+            found[f"policy_{coefficient:g}/{metric}"] = jnp.mean(values[i])
+        for metric, values in curves.items():
+            found[f"policy_{coefficient:g}/{metric}_curve"] = jnp.mean(values[i], axis=0)
     return found
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from experiments import studies
 from jaxreward import masked
 from jaxreward.curation.item_pairs import draw_pairs
+from jaxreward.evaluation import best_of_n
 from jaxreward.losses import preference, reduction
 from jaxreward.rewards.learned import mlp_reward_model
 from jaxreward.training import check
@@ -33,6 +34,7 @@ def make(config: ml_collections.ConfigDict) -> studies.Study:
     """The study of `configs/soli_reward.py`."""
     own = config.study
     check.positive(config, "study.examples", "study.steps", "study.pairs", "study.policy_steps")
+    check.positive(config, "study.policy_window", "study.policy_kl")
     check.rate(config, "study.flips")
     names = list(own.arms)
     fields = ("margin", "win_tie", "lose_tie", "tie_weight")
@@ -139,7 +141,10 @@ def _best_of_n(key: jax.Array, own, gold, score) -> Array:
 
 
 def _policy(key: jax.Array, own, gold, score) -> dict[str, Array]:
-    """A Gaussian policy, started on the data, under GRPO without a penalty on its distance."""
+    """A Gaussian policy, started on the data, under GRPO up to `policy_kl` nats from its start.
+
+    Farther out its gold reward falls without end, whatever the reward model.
+    """
     optimizer = optax.adam(own.policy_learning_rate)
     start = {"mean": jnp.zeros((1, WIDTH)), "log_std": jnp.zeros((1, WIDTH))}
 
@@ -157,18 +162,25 @@ def _policy(key: jax.Array, own, gold, score) -> dict[str, Array]:
 
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
             updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
-        return (optax.apply_updates(params, updates), opt_state), jnp.mean(gold(actions))
+        apart = jnp.exp(2 * params["log_std"]) + params["mean"] ** 2 - 1 - 2 * params["log_std"]
+        seen = (0.5 * jnp.sum(apart), jnp.mean(gold(actions)))
+        return (optax.apply_updates(params, updates), opt_state), seen
 
     state = (start, optimizer.init(start))
-    _, curve = jax.lax.scan(step, state, jnp.arange(own.policy_steps))
-    end = jnp.mean(curve[-10:])
-    return {"policy_gold": end, "policy_drop": jnp.max(curve) - end, "policy_curve": curve}
+    _, seen = jax.lax.scan(step, state, jnp.arange(own.policy_steps))
+    kl, curve = (jnp.mean(x.reshape(-1, own.policy_window), axis=1) for x in seen)
+    found = best_of_n.up_to_kl(kl, curve, own.policy_kl)
+    return {
+        "policy_gold": found.gold, "policy_drop": found.collapse, "policy_kl": found.kl,
+        "kl_curve": kl, "policy_curve": curve,
+    }  # fmt: skip
 
 
 def draw(config, found: studies.Found, results, axes) -> None:
-    """Gold reward of the policy, mean over the seeds."""
-    del config, results
+    """Gold reward of the policy against its KL, means over the seeds."""
+    del results
     for arm, own in found.items():
-        axes.plot(own["policy_curve"].mean(0), label=arm)
-    axes.set(xlabel="policy step", ylabel="gold reward", title="GRPO on the reward model")
+        axes.plot(own["kl_curve"].mean(0), own["policy_curve"].mean(0), label=arm)
+    axes.axvline(config.study.policy_kl, color="grey", linewidth=0.8)
+    axes.set(xlabel="KL from the start, nats", ylabel="gold reward", title="GRPO on the reward model")
     axes.legend()
