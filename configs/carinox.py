@@ -25,6 +25,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg not in ("", "smoke"):
         raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
     config = noise_search("carinox", student=True)
+    config.study.generator.steps = 2000  # a third: searches shall have something to gain
+    config.study.student.steps = 1500
     config.study.update(
         dict(
             reader=(48,), scale=5.0, opinions=300, opinion_noise=0.3, prompts=200, seeds=5,

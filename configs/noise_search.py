@@ -22,7 +22,7 @@ def noise_search(method: str, *, student: bool = False) -> ml_collections.Config
         config.study.student = ml_collections.ConfigDict(dict(
             guidance=1.5, sampler_steps=10, pairs=8192, batch=128, learning_rate=1e-3, steps=3000,
         ))  # fmt: skip
-    recognizer = dict(batch=128, learning_rate=3e-3, steps=400, augmentation=0.1, dimmest=0.6)
+    recognizer = dict(batch=128, learning_rate=3e-3, steps=400, augmentation=0.1, dimming=0.4)
     config.study.recognizer = ml_collections.ConfigDict(recognizer)
     config.study.judge = ml_collections.ConfigDict(dict(recognizer, hidden=(96, 96), members=3))
     return config

@@ -4,12 +4,19 @@ Claim: 50 gradient steps on the initial noise, against a sum of imperfect reward
 noise's norm, satisfy a prompt more often than the best of 50 noises by the same rewards; the
 ensemble of rewards is hacked less than one of them; without the prior the noise leaves its sphere.
 
-Task: 8x16 canvases of digits by a one-step student of a small diffusion model; three recognisers
-of different size and smoothness are the rewards, an ensemble that is never optimised against
-judges. `best_of_n` has the same generator calls; `best_of_n_equal_compute` three times as many,
-since a backward pass costs about two calls.
+Task: 8x16 canvases of digits by a one-step student of a small, briefly trained diffusion model;
+three recognisers of different size and smoothness are the rewards, an ensemble that is never
+optimised against judges. `best_of_n` has the same generator calls; `best_of_n_equal_compute` three
+times as many, since a backward pass costs about two calls.
 
-Hardware and time: one CPU core, about 4 minutes; `smoke`: seconds.
+Found (3 seeds): prompts satisfied rise from 56% to 97.8% by best of 50, 98.2% by best of 150 and
+100% by ReNO; learning rates of 0.5, 1.5 and 5 (steps of 0.01 to 0.08 of the noise's norm) reach the
+same. Eight of nine claims hold. One reward alone rises higher, yet satisfies 99.8%, 0.002
+[-0.006, 0.009] fewer: the frozen generator shows little but digits, so a recogniser is hardly
+fooled. A bonus for checkerboards, which it can draw, does harm: 0.022 [0.003, 0.041] fewer. With a
+generator trained three times as long (76% at the start) the same order, nearer to the ceiling.
+
+Hardware and time: one CPU core, 2 minutes; `smoke`: seconds.
 Command: python -m experiments.noise_search --config=configs/reno.py --workdir=DIR
 """
 
@@ -26,6 +33,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg not in ("", "smoke"):
         raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
     config = noise_search("reno", student=True)
+    config.study.generator.steps = 2000  # a third: searches shall have something to gain
+    config.study.student.steps = 1500
     config.study.update(
         dict(
             readers=((32,), (64,), (64, 64)), prompts=200, steps=50, real=500, learning_rate=5.0,

@@ -150,7 +150,7 @@ def recognizer_params(
         each = jax.random.split(keys[3], c.batch)
         cells = jax.vmap(canvases.draw_cell, in_axes=(0, None, 0))(each, bank, label)
         own = jax.random.split(keys[4])
-        dimmed = cells * jax.random.uniform(own[0], (c.batch, 1, 1), minval=c.dimmest)
+        dimmed = cells * jax.random.uniform(own[0], (c.batch, 1, 1), minval=1.0 - c.dimming)
         noisy = dimmed + c.augmentation * jax.random.normal(own[1], cells.shape)
         return jnp.clip(noisy, 0.0, 1.0).reshape(c.batch, -1), label
 

@@ -58,10 +58,11 @@ def _reward(key: jax.Array, bank: canvases.Bank, c: ml_collections.ConfigDict):
     """A recogniser's parameters, and `(params, images [B], prompts [B]) -> [B]`."""
     network = Perceptron(tuple(c.reader), image_rewards.CELL_LABELS)
     params = problem.recognizer_params(key, bank, network, c.recognizer)
+    tempered = lambda params, cells: network.apply(params, cells) / c.temperature
 
     def score(params, images, prompts):
         def one(image, prompt):
-            log_probs = image_rewards.cell_log_probs(network.apply, params, image)
+            log_probs = image_rewards.cell_log_probs(tempered, params, image)
             allowed = canvases.allowed_pairs(prompt)
             smooth = image_rewards.smoothness(image)
             return image_rewards.composition(log_probs, allowed) + c.smoothness * smooth
@@ -99,7 +100,7 @@ def _distilled(key, clean, score: Callable, train: Data, c: ml_collections.Confi
     samples = train.estimates.shape[2]
     prompts = jnp.repeat(train.prompts, samples, axis=0)
     estimates = train.estimates[: c.levels].reshape(c.levels, -1, *problem.SHAPE)
-    options = dict(batch=c.batch, learning_rate=c.learning_rate)
+    options = dict(batch=c.batch, learning_rate=c.learning_rate, kind=c.kind)
 
     def learn(order):
         return distill_levels(
