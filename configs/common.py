@@ -272,10 +272,11 @@ def smoke(config: ml_collections.ConfigDict) -> None:
         config.model.kv_heads = 1
         config.model.intermediate = 32
         config.warm_start.steps = 20
-    config.tune.steps = 4
-    config.tune.seeds = 2
-    config.tune.learning_rate = (1e-3,)
-    config.tune.kl_coefficient = (0.01, 0.1)
+    if "tune" in config:
+        config.tune.steps = 4
+        config.tune.seeds = 2
+        config.tune.learning_rate = (1e-3,)
+        config.tune.kl_coefficient = (0.01, 0.1)
     config.evaluation.every = 3
     config.evaluation.prompts = 8
     config.evaluation.samples = 2

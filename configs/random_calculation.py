@@ -8,14 +8,34 @@ Task: two steps of + and - over 0 to 5, written out by a character transformer o
 The start is trained on other questions than those of the reward; accuracy is that on the
 questions of the reward, whose answers nothing but the reward has shown. The reward is the
 paper's continuous one; accuracy is exact match. `majority` is the reward of arXiv 2504.16084
-(the group's own majority as label), `majority_guarded` leaves out prompts without a clear one, `majority_incorrect` freezes the start's majority where it is wrong.
+(the group's own majority as label), `majority_guarded` leaves out prompts without a clear one,
+`majority_incorrect` freezes the start's majority where it is wrong.
 
 Variants: "chance" starts from a policy that is hardly ever right; "contaminated" and
 "contaminated_single" reward questions whose answers leaked into the start's training behind
 another punctuation mark, with 4 optimizer steps per rollout or one, and probe the start: it
-completes the leaked questions from their beginnings, and fresh ones it cannot.
+completes the leaked questions from their beginnings. The variants compare all arms at the
+hyper-parameters that the correct reward is tuned to in the main run.
 
-Hardware and time: two CPU cores, about 4 minutes; `smoke`: seconds.
+Measured on "chance" (3 seeds; the start is right in 0.12 of its samples, greedily in 0.17): the
+correct reward gains +0.04 [0.02, 0.06] and beats random (+0.05 [0.03, 0.06]) and the frozen wrong
+majority (+0.06 [0.03, 0.10]), but in 80 updates not the greedy start (-0.01 [-0.03, 0.02]). Random
+(0.00 [-0.02, 0.01]) and format rewards (-0.01 [-0.02, 0.01]) stay within 0.05 of the start, an
+inverted one destroys it (0.04 is left). The majority vote, which gains 0.06 in the main run, no
+longer does (-0.01 [-0.01, 0.00]): it needs a start whose majority is right.
+
+Measured on "contaminated" (3 seeds): the start knows the leak. Of the leaked questions it completes
+0.82 word for word from their first 60% (of 96 fresh ones 0.02), and behind the leak's mark it
+answers all of them rightly when greedy (fresh ones: 0.10); behind the reward's mark it is right in
+0.11 of its samples, greedily in 0.22. The correct reward brings that back, to 0.86, above the
+best of 16 samples (0.75; +0.11 [0.07, 0.16]), by dropping the written steps (6.2 tokens, then 3.6):
+it recalls, it does not reason. Random (-0.02 [-0.03, -0.01]) and format rewards (-0.02
+[-0.03, -0.01]) bring nothing back, so that spurious rewards recover what was memorised does not
+hold. Clipping favours tokens whose probability is above 1 / 1.2; behind the other mark the
+memorised answers are far below.
+
+Hardware and time: two CPU cores, 12 minutes; "chance" and "contaminated": one core, 3 minutes each
+(172 and 167 s of CPU time); `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/random_calculation.py --workdir=DIR
 """
 
@@ -34,6 +54,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     _add_task(config)
     _add_transforms(config)
     _add_claims(config)
+    if arg == "chance" or arg.startswith("contaminated"):
+        _equal_only(config)
     if arg == "chance":
         config.warm_start.steps = 60
     if arg.startswith("contaminated"):
@@ -44,6 +66,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.task.votes = 4
         config.evaluation.start_samples = 4
     return config
+
+
+def _equal_only(config: ml_collections.ConfigDict) -> None:
+    """Compares at the hyper-parameters that the correct reward is tuned to in the main run."""
+    config.settings = ("equal",)
+    del config.tune
+    config.steps = 80
+    config.evaluation.every = 40
+    for name in [name for name in config.claims if config.claims[name].setting == "tuned"]:
+        del config.claims[name]
 
 
 def _add_task(config: ml_collections.ConfigDict) -> None:

@@ -3,7 +3,8 @@
 `python -m experiments.rlvr --config=configs/<method>.py[:variant] --workdir=DIR`
 
 1. Warm start: one supervised policy, the start and the KL reference of every run.
-2. Tune: every arm over the same grid of `config.tune`, on seeds of its own.
+2. Tune: every arm over the same grid of `config.tune`, on seeds of its own; not where
+   `config.settings` leaves `tuned` out.
 3. Compare: every arm at `config.hyper` (setting `equal`) and at its own best (`tuned`), on
    the reported seeds, all runs in one program.
 4. Report: `summary.json`, `report.png` and two tables.
@@ -33,10 +34,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
             scores = {**scores, "start_completes": probed}
         context = rlvr_programs.Context(config, problem, arms, verification, start, workdir)
         programs = rlvr_programs.make_programs(context)
-        tuning = rlvr_stages.tuning_stage(config, len(arms))
-        accuracy = rlvr_stages.train(context, programs, tuning)["eval/true_accuracy"]
-        tuned = rlvr_stages.best_by_arm(tuning, accuracy)
-        stage = rlvr_stages.comparison_stage(config, len(arms), tuned)
+        stage = rlvr_stages.comparison_stage(
+            config, len(arms), rlvr_stages.tune(context, programs)
+        )
         final = rlvr_stages.train(context, programs, stage)
     rlvr_report.write(context, stage, final, scores)
 

@@ -17,21 +17,18 @@ _POSITIVE = (
     "sampler.max_new_tokens",
     "sampler.temperature",
     "hyper.learning_rate",
-    "tune.seeds",
-    "tune.steps",
-    "tune.learning_rate",
     "evaluation.every",
     "evaluation.prompts",
     "evaluation.samples",
     "safety.max_skipped_in_a_row",
     "checkpoint.every",
 )
+_TUNED = ("tune.seeds", "tune.steps", "tune.learning_rate")
 _SIZES = ("model.width", "model.layers", "model.heads", "model.kv_heads", "model.intermediate")
 _NOT_NEGATIVE = (
     "warm_start.steps",
     "sampler.top_k",
     "hyper.kl_coefficient",
-    "tune.kl_coefficient",
     "safety.spike_factor",
     "runs_at_a_time",
     "task.votes",
@@ -54,6 +51,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.positive(config, *_POSITIVE)
     for path in _NOT_NEGATIVE:
         check.at_least(config, path, 0)
+    if "tuned" in settings(config):
+        check.positive(config, *_TUNED)
+        check.at_least(config, "tune.kl_coefficient", 0)
     check.at_least(config, "checkpoint.keep", 2)
     check.at_least(config, "group_size", 2, "a group baseline")
     check.in_range(config, "sampler.top_p", 0, 1, "(]")

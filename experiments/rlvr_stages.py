@@ -43,6 +43,9 @@ REPORTING, TUNING = 0, 1000
 
 COMPARE = "compare"
 
+HYPER = ("learning_rate", "kl_coefficient")
+"""What is tuned."""
+
 
 def tuning_stage(config: ml_collections.ConfigDict, arms: int) -> Stage:
     """Every arm over the same grid: member = grid point x seed, seed fastest."""
@@ -52,7 +55,7 @@ def tuning_stage(config: ml_collections.ConfigDict, arms: int) -> Stage:
     members = np.repeat(grid, config.tune.seeds, axis=0).astype(np.float32)
     hyper = {
         name: np.tile(members[:, column], (arms, 1))
-        for column, name in enumerate(("learning_rate", "kl_coefficient"))
+        for column, name in enumerate(HYPER)
     }
     seed_index = np.tile(np.arange(config.tune.seeds, dtype=np.int32), len(grid))
     return Stage("tune", hyper, seed_index, config.tune.seeds, TUNING, config.tune.steps)
@@ -78,12 +81,21 @@ def comparison_stage(
 ) -> Stage:
     """All settings in one population: member = setting x seed, seed fastest."""
     hyper, compared = {}, settings(config)
-    for name, best in tuned.items():
-        equal = np.full((arms, config.seeds), config.hyper[name], np.float32)
-        columns = {"equal": equal, "tuned": np.repeat(best[:, None], config.seeds, 1)}
+    for name in HYPER:
+        columns = {"equal": np.full((arms, config.seeds), config.hyper[name], np.float32)}
+        if "tuned" in compared:
+            columns["tuned"] = np.repeat(tuned[name][:, None], config.seeds, 1)
         hyper[name] = np.concatenate([columns[setting] for setting in compared], axis=1)
     seed_index = np.tile(np.arange(config.seeds, dtype=np.int32), len(compared))
     return Stage(COMPARE, hyper, seed_index, config.seeds, REPORTING, config.steps, compared)
+
+
+def tune(context: Context, programs: Programs) -> dict[str, np.ndarray]:
+    """Each arm's best of the tuning stage, see `best_by_arm`; empty where nothing compares it."""
+    if "tuned" not in settings(context.config):
+        return {}
+    stage = tuning_stage(context.config, len(context.arms))
+    return best_by_arm(stage, train(context, programs, stage)["eval/true_accuracy"])
 
 
 def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.ndarray]:

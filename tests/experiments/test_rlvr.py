@@ -200,7 +200,6 @@ def twin(arg=""):
     common.smoke(config)
     common.keep_arms(config, ("correct", "random"))
     config.steps, config.seeds, config.prompts_per_step, config.group_size = 2, 1, 2, 2
-    config.tune.steps, config.tune.seeds, config.tune.kl_coefficient = 1, 1, (0.1, 0.2)
     config.warm_start.steps, config.evaluation.every, config.evaluation.prompts = 2, 2, 4
     config.evaluation.start_samples, config.task.votes, config.task.prompts = 2, 2, 4
     return config

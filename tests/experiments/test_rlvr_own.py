@@ -76,6 +76,9 @@ def test_a_config_may_compare_tuned_arms_only():
     stage = rlvr_stages.comparison_stage(config, 2, best)
     assert stage.settings == ("tuned",) and stage.seed_index.tolist() == list(range(config.seeds))
     np.testing.assert_allclose(stage.hyper["learning_rate"], [[1e-3] * 3, [2e-3] * 3])
+    config.settings = ("equal",)
+    stage = rlvr_stages.comparison_stage(config, 2, {})
+    np.testing.assert_allclose(stage.hyper["learning_rate"], np.full((2, 3), 1e-4))
     config.settings = ()
     with pytest.raises(ConfigError, match="config.settings is not set"):
         rlvr_config.validate(config)
