@@ -86,6 +86,6 @@ def test_a_run_learns_from_the_answers(tmp_path):
     assert "were not read" not in done.stderr
     lines = (tmp_path / "run/compare/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    updates = [row for row in rows if "equal/log_prob/train/skipped" in row]
-    assert updates and all(row["equal/log_prob/train/skipped"] == 0 for row in updates)
-    assert updates[0]["equal/log_prob/likelihood/mean_log_prob"] < 0
+    updates = [row for row in rows if "tuned/log_prob/train/skipped" in row]
+    assert updates and all(row["tuned/log_prob/train/skipped"] == 0 for row in updates)
+    assert updates[0]["tuned/log_prob/likelihood/mean_log_prob"] < 0
