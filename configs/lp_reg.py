@@ -17,8 +17,9 @@ that the start learned from, and every arm comes to it (responses of 8 tokens at
 the end). With learning rates of 2e-4 to 1e-3 every arm chose 2e-4 and ended lower (GRPO 0.39,
 Lp-Reg 0.34, no pull 0.22).
 
-The proxy that is always fresh is measured where it can be exact, in `configs/spark_tree.py`;
-`open_grpo` is Lp-Reg without its pull, so that the bounds of the ratio are told from the pull.
+Where a rare branch does pay, in `configs/spark_tree.py`, the pull wins; the proxy that is always
+fresh is measured there too. `open_grpo` is Lp-Reg without its pull, so that the bounds of the ratio
+are told from the pull.
 
 Task: two steps of + and -, from a start that sometimes works them out with marker words, which is
 right more often. The tree with one rare right branch is `configs/spark_tree.py`.
