@@ -6,8 +6,8 @@ nothing about quality do not help.
 
 Measured (10 seeds, gold quality): no gain. Patterns change it by -0.001 [-0.002, -0.001] under the
 strong model (0.891) and the medium one (0.875), and by 0.003 [-0.0003, 0.006] under the weak
-one (0.709); unrelated ones by -0.001, -0.001 and -0.004. The order is the paper's (the weak model gains
-most, unrelated patterns never), the size is not. A likely reason: the policy settles on the
+one (0.709); unrelated ones by -0.001, -0.001 and -0.004. The order is the paper's (the weak model
+gains most, unrelated patterns never), the size is not. A likely reason: the policy settles on the
 candidate with a prompt's highest score, which among 16 is hardly ever below 1/2, where alone
 patterns count (0.49 to 0.86 of all candidates are below).
 
