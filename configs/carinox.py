@@ -13,8 +13,8 @@ others 1.11. Prompts satisfied rise from 52% to 98.2% by best of 150 and 100% by
 100% by one climb of 150 steps with the joint clip, and 99.8% with equal weights or chosen as
 released. None of the five differences in accuracy can be told from 0: with 150 calls the task is at
 its ceiling. The flaws blind a reward, or make it too strict; none misleads, so even the unweighted
-sum has its optimum where the prompt is satisfied, and one reward of four is outvoted. Clipping apart
-costs three times the backward passes of the joint clip at equal generator calls.
+sum has its optimum where the prompt is satisfied, and one reward of four is outvoted. Clipping
+apart costs three times the backward passes of the joint clip at equal generator calls.
 
 Hardware and time: one CPU core, 2 minutes; `smoke`: seconds.
 Command: python -m experiments.noise_search --config=configs/carinox.py --workdir=DIR
