@@ -74,13 +74,13 @@ def make(config: ml_collections.ConfigDict) -> studies.Study:
     check.divisible(config, "study.batch", 2, "half of it with critiques")
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
-        keys = jax.random.split(key)
+        keys = jax.random.split(key, 3)
         found = {name: _table(keys[0], own, arm) for name, arm in own.arms.items() if arm.table}
         world = _world(keys[1], own)
         general = [name for name, arm in own.arms.items() if not arm.table]
         fields = ("weight", "all_human", "meta", "online")
         arms = {f: jnp.asarray([own.arms[n][f] for n in general], jnp.float32) for f in fields}
-        measured = jax.vmap(lambda arm: _general(keys[1], own, world, arm))(arms)
+        measured = jax.vmap(lambda arm: _general(keys[2], own, world, arm))(arms)
         for i, name in enumerate(general):
             found[name] = {metric: values[i] for metric, values in measured.items()}
         return found
@@ -218,13 +218,14 @@ class World(NamedTuple):
 def _world(key: jax.Array, own) -> World:
     keys = jax.random.split(key, 4)
     relevance = jax.random.normal(keys[0], (QUERY, ARGUMENTS))
-    draw = lambda key, count: _general_items(key, own, relevance, count)
+    draw = lambda key, count: general_items(key, own, relevance, count)
     train = draw(keys[1], own.train_items)
     fresh = draw(keys[2], own.tested)
     return World(train, fresh, _start(keys[3], own, train))
 
 
-def _general_items(key: jax.Array, own, relevance: Array, count: int) -> Items:
+def general_items(key: jax.Array, own, relevance: Array, count: int) -> Items:
+    """Of six aspects and a query, whose relevance to them names the sound argument."""
     keys = jax.random.split(key, 3)
     leads = jax.random.normal(keys[0], (count, ARGUMENTS))
     query = jax.random.normal(keys[1], (count, QUERY))
@@ -283,16 +284,21 @@ def _distributions(params: Any, x: Float[Array, "P D"]) -> tuple[Array, Array]:
     return jax.nn.softmax(POLICY.apply(params["argument"], x)), verdict
 
 
-META = mlp_reward_model(FEATURES + 2 * ARGUMENTS + 2 * ARGUMENTS, (64,))
+META = mlp_reward_model(ARGUMENTS * (QUERY + 1) + 2, (64,))
 
 
-def _meta_inputs(x: Float[Array, "P D"], rollouts: Rollouts) -> Float[Array, "N D"]:
-    """The question, the critique and the verdict; never the human's critique or the label."""
+def meta_inputs(x: Float[Array, "P D"], rollouts: Rollouts) -> Float[Array, "N D"]:
+    """The question, the critique and the verdict; never the human's critique or the label.
+
+    Query and argument enter as their product, which attention would compute: a small perceptron
+    does not find it in some hundred items.
+    """
+    leads, query = x[:, None, :ARGUMENTS], x[:, None, None, ARGUMENTS:]
     chosen = jax.nn.one_hot(rollouts.argument, ARGUMENTS)
     side = 2.0 * rollouts.verdict[..., None].astype(jnp.float32) - 1.0
-    x = jnp.broadcast_to(x[:, None], rollouts.argument.shape + x.shape[-1:])
-    parts = [x, chosen, chosen * x[..., :ARGUMENTS], chosen * side, x[..., :ARGUMENTS] * side]
-    inputs = jnp.concatenate(parts, axis=-1)
+    lead = jnp.sum(chosen * leads, axis=-1, keepdims=True)
+    asked = (chosen[..., None] * query).reshape(chosen.shape[:2] + (-1,))
+    inputs = jnp.concatenate([chosen, asked, lead * side, jnp.abs(lead)], axis=-1)
     return inputs.reshape(-1, inputs.shape[-1])
 
 
@@ -322,7 +328,7 @@ def _general(key: jax.Array, own, world: World, arm) -> dict[str, Array]:
         halves = rows(human, of[0], own.batch // 2), rows(other, of[1], own.batch // 2)
         items = jax.tree.map(lambda *x: jnp.concatenate(x), *halves)
         rollouts = _roll_out(of[2], own, params, items.features)
-        inputs, target = _meta_inputs(items.features, rollouts), _target(own, items, rollouts)
+        inputs, target = meta_inputs(items.features, rollouts), _target(own, items, rollouts)
         judged = own.batch // 2 * own.group
         grads = jax.grad(_meta_loss)(meta, (inputs[:judged], target[:judged]))
         new = _update(of_meta, meta, meta_state, grads)
@@ -357,7 +363,7 @@ def _cold_start(key: jax.Array, own, start: Any, human: Items) -> Any:
         of = jax.random.split(key)
         items = rows(human, of[0], own.batch // 2)
         rollouts = _roll_out(of[1], own, start, items.features)
-        return _meta_inputs(items.features, rollouts), _target(own, items, rollouts)
+        return meta_inputs(items.features, rollouts), _target(own, items, rollouts)
 
     optimizer = optax.adamw(own.meta_learning_rate, weight_decay=own.meta_decay)
     meta, _ = fit(of_fit, META.init(of_init), _meta_loss, sample, optimizer, steps=own.cold_steps)
@@ -379,7 +385,7 @@ def _meta_correlation(key: jax.Array, own, params: Any, meta: Any, items: Items)
     """Of the MetaRM's prediction with the true total, on the judge's present critiques."""
     rollouts = _roll_out(key, own, params, items.features)
     truth = _target(own, items._replace(label=items.right, named=items.sound), rollouts)
-    return correlation(META.score(meta, _meta_inputs(items.features, rollouts)), truth)
+    return correlation(META.score(meta, meta_inputs(items.features, rollouts)), truth)
 
 
 def draw(config, found: studies.Found, results, axes) -> None:
