@@ -32,10 +32,11 @@ best of 16 samples (0.75; +0.11 [0.07, 0.16]), by dropping the written steps (6.
 it recalls, it does not reason. Random (-0.02 [-0.03, -0.01]) and format rewards (-0.02
 [-0.03, -0.01]) bring nothing back, so that spurious rewards recover what was memorised does not
 hold. Clipping favours tokens whose probability is above 1 / 1.2; behind the other mark the
-memorised answers are far below.
+memorised answers are far below. With one step per rollout ("contaminated_single") it is the same:
+correct 0.93, random 0.09 (-0.02 [-0.03, -0.01]), format 0.10 (-0.01 [-0.03, 0.01]).
 
 Hardware and time: two CPU cores, 12 minutes; "chance" and "contaminated": one core, 3 minutes each
-(172 and 167 s of CPU time); `smoke`: seconds.
+(172 and 167 s of CPU time), "contaminated_single" 2; `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/random_calculation.py --workdir=DIR
 """
 
