@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         )
     )  # fmt: skip
     config.study.map = ml_collections.ConfigDict(
-        dict(hidden=64, wide=128, channels=16, batch=64, learning_rate=1e-3, steps=1000)
+        dict(hidden=64, wide=128, channels=32, batch=64, learning_rate=2e-3, steps=1500)
     )
     config.show = (ACCURACY, "judge/log_prob", "noise/moved", "real/distance")
     _add_claims(config.claims)

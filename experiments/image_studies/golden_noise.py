@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from experiments.generator_studies import digits
 from experiments.image_studies import problem, report
 from experiments.studies import Study
 from jaxreward.losses.noise_search import noise_regression
 from jaxreward.networks import diffusion
-from jaxreward.networks.noise_map import NoiseMap, decompose, map_batch
+from jaxreward.networks.noise_map import NoiseMap, decompose, fold, map_batch, unfold
 from jaxreward.policies import flow
 from jaxreward.rewards import images as image_rewards
 from jaxreward.search import golden_noise
@@ -95,9 +95,9 @@ MAPS = {"golden_noise": (True, False), "golden_noise_unfiltered": (False, False)
 
 
 def _learn_all(key: jax.Array, pairs, prompts: Array, c) -> Callable[[Array, Array], Array]:
-    """Noise maps fitted to the pairs, one for each of `MAPS`: `(noises, prompts) -> [3, noises]`."""
+    """Noise maps fitted to the pairs: `(noises, prompts) -> [3, noises]`, in the order of `MAPS`."""
     network = NoiseMap(hidden=c.map.hidden, wide=c.map.wide, channels=c.map.channels)
-    noise, golden, told = pairs.noise[:, None], pairs.golden[:, None], _embed(prompts)
+    noise, golden, told = _channels(pairs.noise), _channels(pairs.golden), _embed(prompts)
     data = (golden, noise, told, jax.vmap(decompose)(noise))
     start = network.init(key, noise[0], told[0])
     rate = optax.cosine_decay_schedule(c.map.learning_rate, c.map.steps)
@@ -120,11 +120,20 @@ def _learn_all(key: jax.Array, pairs, prompts: Array, c) -> Callable[[Array, Arr
     params = jax.lax.map(learn, tuple(jnp.asarray(flags) for flags in zip(*MAPS.values())))
 
     def mapped(noises, prompts):
-        told, known = _embed(prompts), jax.vmap(decompose)(noises[:, None])
-        own = lambda params: map_batch(network.apply, params, noises[:, None], told, known)[:, 0]
+        given = (_channels(noises), _embed(prompts))
+        known = jax.vmap(decompose)(given[0])
+        own = lambda params: jax.vmap(fold)(map_batch(network.apply, params, *given, known))
         return jax.lax.map(own, params)
 
     return mapped
+
+
+CHANNELS = 16
+
+
+def _channels(noises: Float[Array, "B 8 16"]) -> Float[Array, "B 16 2 4"]:
+    """Noises as of a latent with that many channels: a prompt moves two numbers of each channel."""
+    return jax.vmap(lambda noise: unfold(noise, CHANNELS))(noises)
 
 
 def _embed(prompts: Array) -> Array:

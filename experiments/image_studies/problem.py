@@ -1,8 +1,8 @@
 """What the studies of noise search share: generators, rewards and a trusted judge.
 
-Everything is trained from a key, in tens of seconds, on digit canvases of 8x16 pixels: the diffusion
-model of `generator_studies.digits` told a prompt, a one-step student of it, recognisers for the
-rewards on digits of their own, and an ensemble of recognisers on yet others, which judges and is
+Everything is trained from a key, in tens of seconds, on digit canvases of 8x16 pixels: the
+diffusion model of `generator_studies.digits` told a prompt, a one-step student of it, recognisers
+for the rewards on digits of their own, and an ensemble of recognisers on yet others, which judges and is
 never optimised against. Noises and images are `[B, 8, 16]`; the generator's states hold pixels in
 [-1, 1].
 """
@@ -82,7 +82,7 @@ def denoiser(generator: Generator, prompts: Array, guidance: float) -> flow.Deno
 def estimates(
     generator: Generator, noise: Array, prompts: Array, *, steps: int, guidance: float
 ) -> Float[Array, "S B 8 16"]:
-    """Clean estimates of all steps of the sampler, pixels in [0, 1]; the last ones are the images."""
+    """Clean estimates of all steps of the sampler, in [0, 1]; the last ones are the images."""
     times = flow.grid(digits.SCHEDULE, steps)
     denoise = denoiser(generator, prompts, guidance)
     return decode(flow.clean_estimates(denoise, digits.SCHEDULE, noise[..., None], times))

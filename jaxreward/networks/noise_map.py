@@ -155,8 +155,21 @@ class NoiseMap(nn.Module):
     def _residual(self, noise: Array) -> Array:
         x = noise.transpose(1, 2, 0)
         for i in range(2):
-            x = nn.silu(nn.Conv(self.channels, (3, 3), name=f"conv_{i}")(x))
-        return nn.Conv(noise.shape[0], (3, 3), name="conv_2")(x).transpose(2, 0, 1)
+            x = nn.silu(_Convolution(self.channels, name=f"conv_{i}")(x))
+        return _Convolution(noise.shape[0], name="conv_2")(x).transpose(2, 0, 1)
+
+
+class _Convolution(nn.Module):
+    """A 3x3 convolution as one matrix product, whose gradient is far faster on a CPU."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        height, width, _ = x.shape
+        wide = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
+        shifts = [wide[i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        return nn.Dense(self.features, name="kernel")(jnp.concatenate(shifts, axis=-1))
 
 
 PARTS = ("full", "svd", "svd+prompt", "residual")

@@ -130,6 +130,7 @@ def draw_kept(
     key: jax.Array, kept: Bool[Array, "N"], batch: int
 ) -> Array:
     """Indices of `batch` kept pairs, uniformly with replacement; any pair where none is kept."""
-    some = jnp.any(kept)
-    logits = jnp.where(kept | ~some, 0.0, -jnp.inf)
-    return jax.random.categorical(key, logits, shape=(batch,)).astype(jnp.int32)
+    kept = kept | ~jnp.any(kept)
+    reached = jnp.cumsum(kept.astype(jnp.int32))  # the r-th kept pair is where r is first reached
+    rank = jax.random.randint(key, (batch,), 1, reached[-1] + 1)
+    return jnp.searchsorted(reached, rank).astype(jnp.int32)
