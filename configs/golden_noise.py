@@ -8,7 +8,16 @@ Task: 8x16 canvases of digits by a diffusion model with guidance 1; the filter's
 standard deviation 0.3. Judged by an ensemble that took no part. `random_move` moves the noise as
 far in a random direction; `redenoised`, the target of learning, costs four network calls more.
 
-Hardware and time: one CPU core, about 4 minutes; `smoke`: seconds.
+The map sees noises as 16 channels of 2x4, as of a latent: its prompt moves two numbers of each
+channel, and with a single channel it learned little and gained nothing.
+
+Found (3 seeds): re-denoised noises satisfy 74.0% of prompts, random ones 67.2%; the learned map
+gets 70.9%, by 0.037 [0.027, 0.048] more, at one forward pass. As released, with the batch's first
+prompt, it gains nothing (67.6%), nor does a random move (67.4%). Five of six claims hold. The filter
+makes no difference, 0.001 [-0.043, 0.045] in log-probability: it keeps 64% of the pairs, and those
+it drops were moved along the same guidance direction, so they teach the same map.
+
+Hardware and time: one CPU core, 3 minutes; `smoke`: seconds.
 Command: python -m experiments.noise_search --config=configs/golden_noise.py --workdir=DIR
 """
 
