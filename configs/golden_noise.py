@@ -13,8 +13,8 @@ channel, and with a single channel it learned little and gained nothing.
 
 Found (3 seeds): re-denoised noises satisfy 74.0% of prompts, random ones 67.2%; the learned map
 gets 70.9%, by 0.037 [0.027, 0.048] more, at one forward pass. As released, with the batch's first
-prompt, it gains nothing (67.6%), nor does a random move (67.4%). Five of six claims hold. The filter
-makes no difference, 0.001 [-0.043, 0.045] in log-probability: it keeps 64% of the pairs, and those
+prompt, it gains nothing (67.6%), nor does a random move (67.4%). Five of six claims hold. The
+filter makes no difference, 0.001 [-0.043, 0.045] in log-probability: it keeps 64% of the pairs, and those
 it drops were moved along the same guidance direction, so they teach the same map.
 
 Hardware and time: one CPU core, 3 minutes; `smoke`: seconds.
