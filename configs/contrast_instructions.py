@@ -6,7 +6,14 @@ consistent at the same number of steps; policies (here best-of-64) that use the 
 reward get more gold reward. Baselines: random augmentation of the same count, all augmentations.
 All arms have the same network, steps and learning rate.
 
-Hardware and time: one CPU core, about 2 minutes.
+With 8000 pairs the network learns something of the instruction (with 1500 all consistencies were
+within 0.03 of the 0.5 of a blind guess, and no method could show anything).
+
+Of three seeds: ConvexDA is more consistent than the base, by 0.05 and 0.06, and its policy earns
+0.20 more gold; random perturbations of the same number do as much (differences 0.014 [-0.03, 0.06]
+and 0.004). RewardFusion loses 0.09 of both consistencies; probably since the similarity of mean
+embeddings does not know which token decides, and neighbours of a text answer other instructions.
+Hardware and time: one CPU core, about 1 minute.
 Command: python -m experiments.reward_model --config=configs/contrast_instructions.py --workdir=DIR
 """
 
@@ -42,13 +49,13 @@ def _study() -> dict:
         fillers=3,
         words=8,
         worth_of_answer=2.0,
-        pairs=1500,
+        pairs=8000,
         style_share=0.7,  # of the pairs, which differ in their words only
         noise=0.1,
         perturbations=5,
         other_word=0.5,  # share of perturbations that change the word, not its spelling
         width=64,
-        steps=600,
+        steps=1500,
         batch=64,
         learning_rate=3e-3,
         weight_decay=1e-2,
