@@ -13,11 +13,11 @@ of them. Gold rewards are in deviations over samples of the start; runs of GRPO 
 of 10 nats from it, or at their end. `single` is the mean over members optimised alone.
 
 Not run in full with these settings yet. One seed with half the stuttering texts, half the samples
-and 80 steps: GRPO without penalty raised the gold reward to 1.2 and lost 1.4 of it by 10 nats on
-a single reward model (1.5 with wrong labels), 0.5 (0.6) on the mean of five, 0.8 (0.9) on the
-least; with KL coefficient 0.3 it stayed at 2 nats and within 0.2; best-of-512 did not fall.
+and 80 steps: GRPO without penalty raised the gold reward to about 1.2 and lost 1.4 by 10 nats
+on a single reward model (1.5 with wrong labels), 0.5 (0.6) on the mean of five, 0.8 (0.9) on the
+least; with KL coefficient 0.3 it stayed at 2 nats and lost 0.2 to 0.3; best-of-512 did not fall.
 
-Hardware and time: one CPU core, about 5 minutes; `smoke`: about a minute, compiling.
+Hardware and time: one CPU core, about 5 minutes (estimated); `smoke`: about a minute, compiling.
 Command: python -m experiments.reward_model --config=configs/rm_ensemble_language.py --workdir=DIR
 """
 
