@@ -1,0 +1,177 @@
+"""Studies of judges that argue and of melodies: smoke runs, bad configs and their parts."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments import reward_model
+from experiments.reward_studies import music, music_judges, music_one_token, rm_nlhf
+from jaxreward.losses.regularization import exact_kl
+from jaxreward.training.exits import ConfigError
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+METHODS = ("rm_nlhf", "music_rl")
+
+
+def config_of(name):
+    return importlib.import_module(f"configs.{name}").get_config("smoke")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_smoke(name, tmp_path):
+    config = config_of(name)
+    reward_model.validate(config)
+    reward_model.run(config, str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["claims"]) == len(config.claims)
+    for own in summary["results"].values():
+        for metric in own.values():
+            assert np.all(np.isfinite(metric["per_seed"])) and len(metric["per_seed"]) == 2
+
+
+@pytest.mark.parametrize(
+    "name, key, value",
+    [
+        ("rm_nlhf", "study.steps", 0),
+        ("rm_nlhf", "study.looks", 3),
+        ("rm_nlhf", "study.batch", 5),
+        ("rm_nlhf", "study.with_critique", 1.0),
+        ("rm_nlhf", "study.wrong_labels", -0.1),
+        ("music_rl", "study.flips", 1.5),
+        ("music_rl", "study.alpha", 1.0),
+        ("music_rl", "study.looks", 6),
+        ("music_rl", "study.pairs", 0),
+        ("music_rl", "study.taste", -1.0),
+    ],
+)
+def test_bad_configs(name, key, value):
+    config = config_of(name)
+    config.update_from_flattened_dict({key: value})
+    make = importlib.import_module(f"experiments.reward_studies.{name}").make
+    blamed = "study.steps" if key == "study.looks" and value == 3 else key
+    with pytest.raises(ConfigError, match=f"config.{blamed} = "):
+        make(config)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unknown_variants(name):
+    with pytest.raises(ValueError, match="variant 'large'"):
+        importlib.import_module(f"configs.{name}").get_config("large")
+
+
+# Judges that argue
+
+
+def test_a_meta_reward_sees_neither_the_label_nor_the_human(key):
+    own = ml_collections.ConfigDict(dict(wrong_labels=0.5, threshold=0.5))
+    relevance = jnp.ones((rm_nlhf.QUERY, rm_nlhf.ARGUMENTS))
+    items = rm_nlhf.general_items(key, own, relevance, 3)
+    rollouts = rm_nlhf.Rollouts(*(jnp.asarray([[0, 1]] * 3) for _ in range(2)))
+    rollouts = rollouts._replace(argument=jnp.asarray([[0, 5]] * 3))
+    inputs = rm_nlhf.meta_inputs(items.features, rollouts)
+    assert inputs.shape == (6, rm_nlhf.ARGUMENTS * (rm_nlhf.QUERY + 1) + 2)
+    # the lead of the argued aspect, on the side of the verdict
+    np.testing.assert_allclose(inputs[0, -2], -items.features[0, 0])
+    np.testing.assert_allclose(inputs[1, -2], items.features[0, 5])
+
+
+def test_sound_arguments_decide(key):
+    own = ml_collections.ConfigDict(dict(wrong_labels=0.2))
+    relevance = jax.random.normal(key, (rm_nlhf.QUERY, rm_nlhf.ARGUMENTS))
+    items = rm_nlhf.general_items(key, own, relevance, 4000)
+    lead = np.take_along_axis(np.asarray(items.features), np.asarray(items.sound)[:, None], 1)
+    np.testing.assert_array_equal(lead[:, 0] > 0, np.asarray(items.right) == 1)
+    # 4 standard errors
+    assert np.mean(items.label != items.right) == pytest.approx(0.2, abs=0.026)
+
+
+# Melodies
+
+
+def melody(notes):
+    notes = jnp.asarray(notes)[None]
+    return music.Melody(notes, jnp.zeros_like(notes))
+
+
+def caption(tonic=0, tempo=0, mood=0):
+    return music.Caption(*(jnp.asarray([x]) for x in (tonic, tempo, mood)))
+
+
+def test_tokens_and_back(key):
+    captions = music.draw_captions(key, 50)
+    made = music.compose(key, captions)
+    tokens = music.melody_tokens(made)
+    assert tokens.shape == (50, music.TOKENS)
+    assert 0 <= int(jnp.min(tokens)) and int(jnp.max(tokens)) < music.CAPTION
+    for a, b in zip(music.melody_of(tokens), made):
+        np.testing.assert_array_equal(a, b)
+    assert music.caption_tokens(captions).shape == (50, 3)
+    assert int(jnp.max(music.caption_tokens(captions))) < music.VOCABULARY
+
+
+def test_wrong_tokens_are_silence_and_noise():
+    broken = music.melody_of(jnp.asarray([[music.CODEC, 3]]))
+    assert int(broken.notes[0, 0]) == music.REST and int(broken.levels[0, 0]) == music.LEVELS - 1
+
+
+def test_musicality():
+    phrase = [0, 2, 4, 2, music.REST, 0]
+    found = music.musicality(caption(), melody(phrase + phrase).notes)
+    # 5 of 6 beats sound again; of 11 pairs 3 + 3 steps; both phrases end on the tonic
+    np.testing.assert_allclose(found[0], [5 / 6, 6 / 11, 1.0], atol=1e-6)
+    found = music.musicality(caption(tonic=1), melody(phrase + [11, 0, 11, 0, 11, 2]).notes)
+    np.testing.assert_allclose(found[0], [0, 3 / 11, 0.5], atol=1e-6)
+
+
+def test_truths_of_a_clip():
+    notes = jnp.asarray([[0, 1, 4, music.REST]])
+    # 2 of 3 notes are in C major; a quarter of rests where a tenth is due
+    np.testing.assert_allclose(music.true_adherence(caption(), notes), 2 / 3 - 0.15, atol=1e-6)
+    np.testing.assert_allclose(music.true_quality(jnp.asarray([[0, 3], [3, 3]])), [3.0, 1.0])
+
+
+def test_frames_tell_notes_and_noise():
+    frames = music.frames()
+    assert frames.shape == (music.REST + 1, music.LEVELS, music.BANDS)
+    clean = frames[: music.PITCHES, 0, : music.PITCHES]
+    np.testing.assert_array_equal(np.argmax(clean, axis=1), np.arange(music.PITCHES))
+    assert np.all(np.diff(frames[:, :, -1], axis=1) > 0.5)  # louder noise, more power left
+
+
+def test_listeners_agree_with_each_other_in_three_of_five(key):
+    own = ml_collections.ConfigDict(dict(taste=0.5, flips=1 / 3))
+    captions = music.draw_captions(key, 4000)
+    compose = lambda k: music_judges.Sample(
+        captions, music.melody_tokens(music.compose(k, captions))
+    )
+    first, second = map(compose, jax.random.split(key))
+    part = music.part(music.melody_of(first.tokens), music.LISTENED[0])
+    scale = music_judges.scale_of(music_judges.heard(captions, part))
+    pairs = music_judges.ask(key, own, scale, first, second)
+    agreement = float(jnp.mean(pairs.label == pairs.better))
+    assert agreement == pytest.approx(0.6, abs=0.031)  # 4 standard errors
+    assert pairs.first.shape == (4000, 24)
+    rated = music_judges.ratings(key, own, scale, first)
+    assert float(jnp.min(rated)) >= 3 and float(jnp.max(rated)) <= 15
+
+
+def test_forms_of_the_kl():
+    log_p, log_q = jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.log(jnp.array([0.4, 0.4, 0.2]))
+    token = jnp.arange(3)
+    form = lambda name: music_one_token.penalty(name, log_p, log_q, token)
+    np.testing.assert_allclose(form("exact"), 0.025267, atol=1e-6)
+    np.testing.assert_allclose(form("printed"), -0.064539, atol=1e-6)
+    weighted = jnp.sum(jnp.exp(log_p) * form("sampled"))
+    np.testing.assert_allclose(weighted, exact_kl(log_p, log_q), atol=1e-6)
+
+
+def test_exact_kl_ends_at_the_optimum(key):
+    found = jax.jit(music_one_token.compare)(key)
+    off = {name: float(own["off_optimum"]) for name, own in found.items()}
+    assert off["one_token_exact"] < 0.02 < off["one_token_sampled"]
