@@ -14,8 +14,9 @@ NOT YET MEASURED: the five seeds have not been run. A pilot, one seed of an earl
 code at these settings, had: `sum` 1.01 base, 1.55 R, 1.19 U, 1.56 RU, 1.63 joint; listeners prefer
 RU to R in 65%, to U in 68%, to joint in 32%; musicality .365 after U, .374 after five times as
 many updates; the listeners' model right in 53.7% from the checkpoint, 53.4% from scratch
-(ideal 62.1%). So joint training beat RU, U did not over-optimise (the KL weight .05 holds it at 2 nats) and the
-checkpoint hardly helped; smaller `alpha` and longer training of that model were still to be tried.
+(ideal 62.1%). So joint training beat RU, U did not over-optimise (the KL weight .05 holds it at
+2 nats) and the checkpoint hardly helped; smaller `alpha` and longer training of that model were
+still to be tried.
 
 Hardware and time: one CPU core, some 50 s of processor time a seed, and 100 s to compile.
 Command: python -m experiments.reward_model --config=configs/music_rl.py --workdir=DIR
