@@ -19,7 +19,9 @@ def config_of(name):
     return importlib.import_module(f"configs.{name}").get_config("smoke")
 
 
-@pytest.mark.parametrize("name", ["soli_reward", "dmoerm"])
+@pytest.mark.parametrize(
+    "name", ["soli_reward", pytest.param("dmoerm", marks=pytest.mark.slow)]  # slow to compile
+)
 def test_smoke(name, tmp_path):
     config = config_of(name)
     reward_model.validate(config)
@@ -31,6 +33,14 @@ def test_smoke(name, tmp_path):
             assert np.all(np.isfinite(metric["per_seed"])) and len(metric["per_seed"]) == 2
     accuracies = {arm: own["accuracy"]["mean"] for arm, own in summary["results"].items()}
     assert len(set(accuracies.values())) > len(accuracies) // 2  # the arms are different models
+
+
+def test_dmoerm_measures_what_it_claims(key):
+    config = config_of("dmoerm")
+    found = jax.eval_shape(dmoerm.make(config).run, key)
+    for claim in config.claims.values():
+        for arm in (claim.better, claim.worse):
+            assert found[arm][claim.metric].shape == (), (claim.claim, arm)
 
 
 @pytest.mark.parametrize(
