@@ -17,8 +17,8 @@ from jaxreward.tasks import records
 from jaxreward.tasks.records import Example
 
 NAMES = (
-    "digit_images", "exact_fraction", "gsm_symbolic", "random_calculation", "traced_integer",
-    "worked_calculation",
+    "digit_images", "exact_fraction", "gsm_symbolic", "preference_pairs", "random_calculation",
+    "traced_integer", "worked_calculation",
 )  # fmt: skip
 """The data sets: packages of this room with a builder."""
 

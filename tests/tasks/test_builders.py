@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 import jaxreward.tasks.digit_images
 import jaxreward.tasks.exact_fraction
 import jaxreward.tasks.gsm_symbolic
+import jaxreward.tasks.preference_pairs
 import jaxreward.tasks.random_calculation
 import jaxreward.tasks.traced_integer
 import jaxreward.tasks.worked_calculation

@@ -119,7 +119,7 @@ def test_an_empty_split_is_reported(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("mnist/a",), "dataset = 'mnist/a'; allowed are .*exact_fraction, gsm_symbolic, random"),
+        (("mnist/a",), "dataset = 'mnist/a'; allowed are .*exact_fraction, gsm_symbolic, preference"),
         (("random_calculation/mnist",), "config 'mnist'; allowed are digits, "),
         (("random_calculation",), "config ''; allowed"),
         (("random_calculation/digits", SMALL), "allowed is one of them"),
