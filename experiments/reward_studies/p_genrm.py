@@ -6,8 +6,8 @@ the weights, the persona. A generation is a rubric, the estimate plus noise (tem
 its score of a pair `tanh(rubric . difference)`. Training users give prototypes by K-means on their
 estimates; test users are new.
 
-Each column of the table is a scenario: how far users spread in a cluster, the length of the
-history, the noise of a generation.
+Each column of the table is a scenario: how many clusters there are, how far users spread in one,
+the length of the history, the noise of a generation.
 """
 
 from typing import Any, NamedTuple
@@ -28,9 +28,14 @@ SCENARIOS = {
     "long": dict(spread=0.2, history=8, sigma=0.5),
     "long_loose": dict(spread=1.0, history=8, sigma=0.5),
     "hurt": dict(spread=2.0, history=3, sigma=0.8),
+    "few": dict(spread=0.2, history=3, sigma=0.5),
+    "few_loose": dict(spread=1.0, history=3, sigma=0.5),
+    "few_cold": dict(spread=0.2, history=1, sigma=0.5),
 }
+"""Those named `few...` have `few_clusters`, the others `clusters`."""
+
 SPREADS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
-"""Of the sweep, with the history and the noise of "tight"."""
+"""Of the sweep, with the history and the noise of "few"."""
 
 ARMS = {
     "ind_1": (1, 0), "ind_8": (8, 0), "ind_24": (24, 0), "ind_32": (32, 0),
@@ -62,28 +67,46 @@ def make(config: ml_collections.ConfigDict) -> studies.Study:
     own = config.study
     check.positive(config, "study.users", "study.clusters", "study.tested", "study.pairs")
     check.positive(config, "study.criteria")
+    check.positive(config, "study.few_clusters")
     check.in_range(config, "study.clusters", 1, own.users)
+    check.in_range(config, "study.few_clusters", 1, own.users)
     check.at_least(config, "study.users", MOST)
     check.rate(config, "study.flips")
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
-        named = list(SCENARIOS.values())
-        sweep = [dict(SCENARIOS["tight"], spread=spread) for spread in SPREADS]
-        table = {f: jnp.asarray([s[f] for s in named + sweep], jnp.float32) for f in Setting._fields}
-        found = jax.lax.map(lambda setting: _scenario(key, own, setting), Setting(**table))
-        report = lambda values: {
-            **{name: values[i] for i, name in enumerate(SCENARIOS)},
-            "by_spread": values[len(SCENARIOS) :],
-        }
-        return {arm: report(values) for arm, values in found.items()}
+        few = {n: s for n, s in SCENARIOS.items() if n.startswith("few")}
+        many = {n: s for n, s in SCENARIOS.items() if n not in few}
+        sweep = {spread: dict(SCENARIOS["few"], spread=spread) for spread in SPREADS}
+        found = _scenarios(key, own, own.clusters, many)
+        for arm, values in _scenarios(key, own, own.few_clusters, few | sweep).items():
+            found[arm].update(values)
+            found[arm]["by_spread"] = jnp.stack([found[arm].pop(spread) for spread in SPREADS])
+        return found | _gains(found)
 
     return studies.Study(run, draw=draw)
+
+
+def _scenarios(key: jax.Array, own, clusters: int, settings: dict) -> dict[str, dict]:
+    """Accuracy by arm and setting."""
+    table = {f: jnp.asarray([s[f] for s in settings.values()]) for f in Setting._fields}
+    table = jax.tree.map(lambda column: column.astype(jnp.float32), Setting(**table))
+    found = jax.lax.map(lambda setting: _scenario(key, own, clusters, setting), table)
+    return {arm: dict(zip(settings, values)) for arm, values in found.items()}
+
+
+def _gains(found: dict[str, dict]) -> dict[str, dict]:
+    """What 8 neighbours beside 16 own generations add to 24 own ones, by the history's length."""
+    gain = lambda name: found["ind_16_pro_8"][name] - found["ind_24"][name]
+    return {
+        f"gain_of_{pairs}": {"gain": gain(many), "gain_few": gain(few)}
+        for pairs, many, few in ((1, "cold", "few_cold"), (3, "tight", "few"))
+    }
 
 
 def draw_users(key: jax.Array, own, centres: Array, setting: Setting, count: int) -> Users:
     """Users of random clusters, each with a history of its own."""
     keys = jax.random.split(key, 4)
-    cluster = jax.random.randint(keys[0], (count,), 0, own.clusters)
+    cluster = jax.random.randint(keys[0], (count,), 0, centres.shape[0])
     apart = jax.random.normal(keys[1], (count, own.criteria)) / own.criteria**0.5
     weights = prototypes.normalize(centres[cluster] + setting.spread * apart)
     pairs = jax.random.normal(keys[2], (count, 8, own.criteria))
@@ -94,13 +117,13 @@ def draw_users(key: jax.Array, own, centres: Array, setting: Setting, count: int
     return Users(weights, prototypes.normalize(estimate))
 
 
-def _scenario(key: jax.Array, own, setting: Setting) -> dict[str, Array]:
+def _scenario(key: jax.Array, own, clusters: int, setting: Setting) -> dict[str, Array]:
     """Accuracy of every arm on the true preferences of new users."""
     keys = jax.random.split(key, 7)
-    centres = prototypes.normalize(jax.random.normal(keys[0], (own.clusters, own.criteria)))
+    centres = prototypes.normalize(jax.random.normal(keys[0], (clusters, own.criteria)))
     train = draw_users(keys[1], own, centres, setting, own.users)
     test = draw_users(keys[2], own, centres, setting, own.tested)
-    found = prototypes.normalize(prototypes.kmeans(keys[3], train.estimate, own.clusters))
+    found = prototypes.normalize(prototypes.kmeans(keys[3], train.estimate, clusters))
     members = prototypes.assign(train.estimate, found)
     near = prototypes.neighbours(test.estimate, train.estimate, members, found, count=MOST)
     pairs = jax.random.normal(keys[4], (own.tested, own.pairs, own.criteria))
