@@ -21,18 +21,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`arg`: "" or "smoke" (seconds)."""
     if arg not in ("", "smoke"):
         raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
-    config = study("rg_lcd", "experiments.generator_studies.rg_lcd:study", seeds=3)
+    config = study("rg_lcd", "experiments.generator_studies.rg_lcd:study", seeds=5)
     own = config.study
     own.flaw = 5.0  # nats for a full checkerboard
     own.fresh = 100  # samples of each class that are judged
     own.sampling_steps = 2
     own.sampling_guidance = 1.0
     own.generator = ml_collections.ConfigDict(dict(
-        kind="transformer", features=96, layers=2, heads=2, patch=4, guidance=True,
+        kind="transformer", features=64, layers=2, heads=2, patch=4, guidance=True,
         steps=1500, batch=64, learning_rate=2e-3, drop=0.1,
     ))  # fmt: skip
     own.distillation = ml_collections.ConfigDict(
-        dict(steps=1000, batch=64, learning_rate=3e-4, decay=0.95, guidance=(0.0, 2.0))
+        dict(steps=800, batch=32, learning_rate=5e-4, decay=0.95, guidance=(0.0, 2.0))
     )
     own.proxy = ml_collections.ConfigDict(dict(
         pretraining=300, batch=64, pretraining_rate=3e-3, learning_rate=3e-4,
@@ -49,6 +49,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         own.fresh = 8
         for name in ("direct_beta_01", "direct_beta_3", "proxy_beta_01", "proxy_beta_3"):
             del own.arms[name]
+        for name in ("proxy", "proxy_smooth", "proxy_all_rows"):
+            own.arms[name].rows = 2
+        del own.arms["proxy_all_rows"]
         del config.claims["more_flaw"]
     return config
 
@@ -60,9 +63,14 @@ def _arms() -> ml_collections.ConfigDict:
     arms.lcm = dict(kind="lcm")
     for name, beta in (("_beta_01", 0.1), ("", 1.0), ("_beta_3", 3.0)):
         arms["direct" + name] = dict(kind="direct", beta=beta)
-        arms["proxy" + name] = dict(kind="proxy", beta=beta, labels="soft")
-    arms.proxy_smooth = dict(kind="proxy", beta=1.0, labels="smooth")
+        arms["proxy" + name] = dict(kind="proxy", beta=beta, labels="soft", rows=ROWS)
+    arms.proxy_smooth = dict(kind="proxy", beta=1.0, labels="smooth", rows=ROWS)
+    arms.proxy_all_rows = dict(kind="proxy", beta=1.0, labels="soft", rows=32)
     return arms
+
+
+ROWS = 10
+"""Of the batch of 32: three candidates each need as many reward calls as direct guidance."""
 
 
 def _claims(claims: ml_collections.ConfigDict) -> None:

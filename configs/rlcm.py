@@ -28,6 +28,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.study = ml_collections.ConfigDict(dict(fn="experiments.generator_studies.rlcm:study"))
     config.study.reward = REWARDS[arg]
     config.study.iterations = 60
+    config.study.prompts_per_step = 10  # each class once; more start with the first again
+    config.study.devices = 1  # over which the prompts are split
     config.study.group_size = 8
     config.study.updates = 2  # minibatches of prompts in an iteration
     config.study.slow = "ddpo_20"  # whose final reward is the goal of `calls/to_goal`
@@ -59,8 +61,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def _arm(sampler: str, steps: int, **changes) -> ml_collections.ConfigDict:
     """An arm; the clip range is wide for the mean log-probability of 64 pixels."""
-    own = dict(sampler=sampler, steps=steps, loss="clip", clip=1e-2, learning_rate=1e-3)
-    return ml_collections.ConfigDict({**own, "last_action": False, **changes})
+    own = dict(sampler=sampler, steps=steps, loss="clip", learning_rate=1e-3, last_action=False)
+    own.update(changes)
+    return ml_collections.ConfigDict(own if own["loss"] == "rebel" else dict(own, clip=1e-2))
 
 
 def _claims(claims: ml_collections.ConfigDict) -> None:

@@ -3,8 +3,9 @@
 Names: `grpo_step`, one GRPO iteration against TRL's GRPOTrainer on the same cores in the same
 run; `seed_sweep`, eight seeds under one `vmap` against eight single runs; `linear_log_prob`,
 the loss path; `rollout`, sampling against transformers and Tunix; `reward_ensemble`, five reward
-models against one; `all`. Each prints a table and writes `DIR/NAME.json`. Ratios within a run are
-what to quote: absolute times depend on the machine and what else it does.
+models against one; `generate`, RL of a sampler and noise search against eager PyTorch; `all`.
+Each prints a table and writes `DIR/NAME.json`. Ratios within a run are what to quote: absolute
+times depend on the machine and what else it does.
 """
 
 import json
@@ -18,7 +19,7 @@ from jaxreward.training.config import resolve
 from jaxreward.training.exits import ConfigError
 from jaxreward.training.files import atomic_write
 
-NAMES = ("grpo_step", "seed_sweep", "linear_log_prob", "rollout", "reward_ensemble")
+NAMES = ("grpo_step", "seed_sweep", "linear_log_prob", "rollout", "reward_ensemble", "generate")
 
 
 def main(argv: list[str]) -> int:

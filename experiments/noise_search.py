@@ -12,18 +12,17 @@ import ml_collections
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Runs the study and reports. `config` has passed `validate`."""
-    from experiments import studies  # imports jax
+    from experiments import generator_figures, studies  # imports jax
 
-    studies.run(config, workdir)
+    generator_figures.draw(studies.run(config, workdir), workdir)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
-    from experiments import studies
-    from jaxreward.training import check
+    from experiments import generator_checks, studies
 
     studies.validate(config)
-    check.positive(config, "study.generator.steps", "study.generator.batch")
+    generator_checks.validate(config)
 
 
 if __name__ == "__main__":

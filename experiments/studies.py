@@ -14,6 +14,8 @@ study's own settings), `claims` (each `claim, kind, better, worse, metric, margi
 "lower" or "equal", see `configs.study`) and `show` (metrics of the printed table and of the bars).
 """
 
+import contextlib
+import itertools
 import pathlib
 from typing import Any, Callable, NamedTuple
 
@@ -21,7 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxreward.training import check, figures, report
+from jaxreward.training import check, figures, progress, report
 from jaxreward.training.config import resolve
 from jaxreward.training.exits import ConfigError
 from jaxreward.training.files import atomic_path
@@ -37,13 +39,16 @@ class Study(NamedTuple):
 
     Attributes:
       run: `(key) -> {arm: {metric: number or curve}}` of one seed; pure, unless `on_host`.
+      iterations: how often `run`, which then is `(key, tick)`, calls `tick()`, under `jit` too;
+        0 where it takes the key alone. A progress bar counts them.
       on_host: whether `run` talks to the host, and so is called seed by seed, without `jit`.
       draw: `(config, found, results, axes)`, the method's own panel beside the bars, or None.
     """
 
-    run: Callable[[jax.Array], dict[str, dict[str, Any]]]
+    run: Callable[..., dict[str, dict[str, Any]]]
     on_host: bool = False
     draw: Callable[..., None] | None = None
+    iterations: int = 0
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -61,8 +66,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             check.positive(config, f"claims.{name}.margin")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Runs a study to its end. `config` has passed `validate`."""
+def run(config: ml_collections.ConfigDict, workdir: str) -> Found:
+    """Runs a study to its end and returns what it found. `config` has passed `validate`."""
     root = pathlib.Path(workdir)
     study = resolve(config.study.fn)(config)
     found = _all_seeds(config, study, root)
@@ -81,20 +86,23 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     print("\nclaims (paired over seeds, 95% interval)")
     print(report.text_table(report.claim_rows(claims)))
     print(f"\nwrote {path}, {root / 'report.png'}", flush=True)
+    return found
 
 
 def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Path) -> Found:
     folder, size = root / "seeds", config.seeds_at_a_time
     folder.mkdir(parents=True, exist_ok=True)
-    many = None if study.on_host else jax.jit(jax.vmap(study.run))
-    parts = []
+    base, batches = jax.random.key(config.seed), {}
     for first in range(0, config.seeds, size):
         numbers = range(first, min(first + size, config.seeds))
-        path = folder / f"{numbers[0]}-{numbers[-1]}.npz"
-        if not path.exists():
-            _save(path, _seeds(config, study, many, numbers))
-        parts.append(_load(path))
-        print(f"{config.method}: seeds {numbers[0]} to {numbers[-1]} are done", flush=True)
+        batches[folder / f"{numbers[0]}-{numbers[-1]}.npz"] = numbers
+    left = sum(not path.exists() for path in batches)
+    with _opened(study, size, left, config.method) as many:
+        for path, numbers in batches.items():
+            if not path.exists():
+                _save(path, many([jax.random.fold_in(base, number) for number in numbers]))
+            print(f"{config.method}: seeds {numbers[0]} to {numbers[-1]} are done", flush=True)
+    parts = [_load(path) for path in batches]
     known = [arm for arm in config.study.get("arms", {}) if arm in parts[0]]
     arms = dict.fromkeys([*known, *parts[0]])  # jax sorts; the config's order is to be shown
     return {
@@ -103,14 +111,30 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
     }
 
 
-def _seeds(config, study: Study, many, numbers: range) -> Found:
-    base = jax.random.key(config.seed)
-    keys = [jax.random.fold_in(base, number) for number in numbers]
-    if many is None:
-        each = [jax.tree.map(np.asarray, study.run(key)) for key in keys]
-        stack = lambda *leaves: np.stack(leaves)
-        return jax.tree.map(stack, *each)
-    return jax.tree.map(np.asarray, many(jax.numpy.stack(keys)))
+@contextlib.contextmanager
+def _opened(study: Study, size: int, batches: int, name: str):
+    """The `_runner`, with a progress bar over so many batches of seeds if the study has ticks."""
+    if not study.iterations or not batches:
+        yield _runner(study, size)
+        return
+    with progress.open_progress(study.iterations * batches, name=name) as bar:
+        count = itertools.count(1)
+        tick = lambda: jax.debug.callback(lambda: bar.update(next(count), {}))
+        yield _runner(study._replace(run=lambda key: study.run(key, tick)), size)
+        jax.effects_barrier()
+
+
+def _runner(study: Study, size: int) -> Callable[[list[jax.Array]], Found]:
+    """From the keys of `size` seeds to what they found.
+
+    A seed on its own is not mapped: convolutions with mapped kernels are far slower on a CPU.
+    """
+    if size > 1 and not study.on_host:
+        many = jax.jit(jax.vmap(study.run))
+        return lambda keys: jax.tree.map(np.asarray, many(jax.numpy.stack(keys)))
+    one = study.run if study.on_host else jax.jit(study.run)
+    stack = lambda *leaves: np.stack(leaves)
+    return lambda keys: jax.tree.map(stack, *(jax.tree.map(np.asarray, one(key)) for key in keys))
 
 
 _SPLIT = "::"  # between arm and metric; slashes stand in metrics

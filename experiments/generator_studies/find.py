@@ -9,7 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from experiments.generator_studies import digits
+from experiments import generator_checks
+from experiments.generator_studies import devices, digits
 from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
 from jaxreward.losses.regularization import penalized
@@ -17,6 +18,10 @@ from jaxreward.networks import diffusion
 from jaxreward.policies import consistency, flow, noise_prior
 from jaxreward.policies import denoising_chain as chains
 from jaxreward.policies.noise_prior import NoisePrior, NoisePrompts
+from jaxreward.search import accounting
+from jaxreward.search.accounting import Spent
+from jaxreward.training import check
+from jaxreward.training.exits import ConfigError
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms.advantage import direct, group_relative
 from jaxreward.transforms.learned_baseline import learned_baseline
@@ -25,6 +30,9 @@ from jaxreward.types import Policy, Trajectories, make_signal
 SHAPE = (digits.SIDE, digits.SIDE, 1)
 SIZE = digits.SIDE**2
 KINDS = ("base", "best_of_n", "noise", "network")
+LEARNING = ("noise", "network")
+SHOWN = 3
+"""Images of each wish in the figure."""
 
 
 class Task(NamedTuple):
@@ -49,10 +57,10 @@ def study(config: ml_collections.ConfigDict) -> Study:
     """The study of a config such as `configs/find.py`."""
     settings, splits = config.study, digits.load(config.seed)
     base, data = digits.build(settings.generator), splits.generator
-    wanted = jnp.asarray(settings.prompts, jnp.int32)
+    wanted, mesh = jnp.asarray(settings.wishes, jnp.int32), devices.mesh_over(settings.devices)
     bounds = ink_bounds(data)
 
-    def run(key: jax.Array) -> dict[str, dict[str, Any]]:
+    def run(key: jax.Array, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, 4)
         generator, _ = digits.pretrain(keys[0], base, settings.generator, *data)
         fits = [
@@ -68,13 +76,16 @@ def study(config: ml_collections.ConfigDict) -> Study:
         found = {}
         for name, arm in settings.arms.items():
             one = lambda prompt, i, arm=arm: run_arm(
-                jax.random.fold_in(keys[3], i), task, arm, settings, prompt
+                jax.random.fold_in(keys[3], i), task, arm, settings, prompt, mesh, tick
             )
-            each = jax.vmap(one)(wanted, jnp.arange(len(wanted)))
+            each, images = devices.vmap_over(mesh, one)(wanted, jnp.arange(len(wanted)))
             found[name] = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
+            found[name]["samples/after"] = images[:, :SHOWN].reshape((-1,) + images.shape[2:])
         return compare(found)
 
-    return Study(run, draw=draw)
+    learning = [arm for arm in settings.arms.values() if arm.kind in LEARNING]
+    ticks = sum(samples(arm, settings) // arm.batch for arm in learning)
+    return Study(run, draw=draw, iterations=ticks)
 
 
 # The wanted attribute: a class, drawn with more ink than half of its digits
@@ -103,50 +114,99 @@ def quantized(value: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
 # Arms
 
 
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know: what keys mean together.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    check.in_range(config, "study.wishes", 0, digits.CLASSES - 1)
+    check.at_least(config, "study.sampler_steps", 2, "a sampler with decisions")
+    check.in_range(config, "study.eta", 0, 1)
+    with generator_checks.named("study.generator"):
+        digits.build(config.study.generator)
+    wishes, split = len(config.study.wishes), config.study.devices
+    if wishes % split:
+        raise ConfigError(
+            f"config.study.devices = {split}; allowed are divisors of {wishes}, the wishes"
+        )
+    for name, arm in config.study.arms.items():
+        path = f"study.arms.{name}"
+        check.choice(config, f"{path}.kind", KINDS)
+        if arm.kind == "network":
+            check.choice(config, f"{path}.equal", ("calls", "cost"))
+            check.in_range(config, f"{path}.eta", 0, 1, "(]")
+        if arm.kind == "noise":
+            check.choice(config, f"{path}.objective", ("clip_always", "clip", "reinforce"))
+            check.choice(config, f"{path}.old", ("behaviour", "recomputed"))
+        if arm.kind in LEARNING:
+            check.in_range(config, f"{path}.batch", 1, config.study.calls)
+
+
 def run_arm(
     key: jax.Array,
     task: Task,
     arm: ml_collections.ConfigDict,
     settings: ml_collections.ConfigDict,
     prompt: Array,
-) -> dict[str, Any]:
-    """What an arm makes of `settings.calls` sampler calls for one prompt."""
+    mesh: Any = None,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Any], Array]:
+    """What an arm makes of its sampler calls for one prompt, and fresh images."""
     of_training, of_noise = jax.random.split(key)
-    fresh = settings.fresh
-    if arm.kind not in KINDS:
-        raise ValueError(f"kind = {arm.kind!r}; allowed are {KINDS}")
-    if arm.kind == "network":
-        params, curve = train(of_training, network_policy(task), task, arm, settings, prompt)
-        images = network_policy(task).sample(params, of_noise, _class_prompt(), fresh).outputs[0]
-        return measure(task, images, prompt, curve)
-    policy = noise_policy(task)
-    params, curve = policy.init(key), jnp.zeros((1,))
-    if arm.kind == "noise":
-        params, curve = train(of_training, policy, task, arm, settings, prompt)
+    on_network = arm.kind == "network"
+    policy = network_policy(task, arm.eta) if on_network else noise_policy(task)
+    asked = _class_prompt() if on_network else _prompts()
+    params, curves, total = policy.init(key), {}, Spent()
+    if arm.kind in LEARNING:
+        params, curves = train(of_training, policy, task, arm, settings, prompt, mesh, tick)
+        total = accounting.times(spent(arm, settings), samples(arm, settings))
     if arm.kind == "best_of_n":
         params = best_of_n(of_training, task, settings, prompt)
-    images = policy.sample(params, of_noise, _prompts(), fresh).outputs[0]
-    return {
-        **measure(task, images, prompt, curve),
-        "prior/mean_abs": jnp.mean(jnp.abs(params.mean)),
-        "prior/std": jnp.mean(params.std),
-    }
+        total = accounting.times(spent(arm, settings), settings.calls)
+    images = policy.sample(params, of_noise, asked, settings.fresh).outputs[0]
+    found = {**measure(task, images, prompt), **curves, **accounting.as_metrics(total)}
+    if not on_network:
+        found["prior/mean_abs"] = jnp.mean(jnp.abs(params.mean))
+        found["prior/std"] = jnp.mean(params.std)
+    if arm.kind == "base":
+        found["reward/decided_by_noise"] = decided_by_noise(of_noise, task, settings, prompt)
+    return found, images
+
+
+def spent(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Spent:
+    """What one sample costs; learning the network scores and differentiates every decision."""
+    steps = settings.sampler_steps
+    scored = steps - 1 if arm.kind == "network" else 0
+    return Spent(steps + scored, decodes=1, reward_calls=1, backward_calls=scored)
+
+
+def samples(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> int:
+    """Samples of a learning arm: `settings.calls`, or as many as cost what these cost FIND."""
+    count = settings.calls
+    if arm.kind == "network" and arm.equal == "cost":
+        plain = ml_collections.ConfigDict(dict(kind="noise"))
+        price = accounting.cost(spent(plain, settings)) / accounting.cost(spent(arm, settings))
+        count = int(count * price)
+    return max(count // arm.batch, 1) * arm.batch
 
 
 def noise_policy(task: Task) -> Policy:
     """A distribution over initial noise, the whole sampler behind it."""
-
-    def generate(key: jax.Array, noise: Array, condition: diffusion.Condition) -> Array:
-        denoise = lambda x, t: task.generator.denoise(task.generator.params, x, t, condition)
-        x = flow.ddim(key, denoise, digits.SCHEDULE, noise, jnp.asarray(task.times), eta=task.eta)
-        return denoise(x, task.times[-1]).clean
-
-    return noise_prior.noise_prior_policy(1, SHAPE, generate)
+    whole = lambda key, noise, condition: generate(task, key, noise, condition)
+    return noise_prior.noise_prior_policy(1, SHAPE, whole)
 
 
-def network_policy(task: Task) -> Policy:
-    """The same sampler with its steps as decisions of the network (DDPO)."""
-    chain = chains.ddim_chain(task.generator.denoise, digits.SCHEDULE, task.times, task.eta)
+def generate(task: Task, key: jax.Array, noise: Array, condition: diffusion.Condition) -> Array:
+    """Images of the frozen sampler."""
+    denoise = lambda x, t: task.generator.denoise(task.generator.params, x, t, condition)
+    x = flow.ddim(key, denoise, digits.SCHEDULE, noise, jnp.asarray(task.times), eta=task.eta)
+    return denoise(x, task.times[-1]).clean
+
+
+def network_policy(task: Task, eta: float) -> Policy:
+    """The stochastic sampler with its steps as decisions of the network (DDPO)."""
+    chain = chains.ddim_chain(task.generator.denoise, digits.SCHEDULE, task.times, eta)
     return chains.denoising_policy(chain, lambda key: task.generator.params, SHAPE)
 
 
@@ -157,36 +217,114 @@ def train(
     arm: ml_collections.ConfigDict,
     settings: ml_collections.ConfigDict,
     prompt: Array,
-) -> tuple[Any, Float[Array, "iterations"]]:
-    """Parameters after `settings.calls` samples, and the mean reward of every iteration."""
-    of_start, of_steps = jax.random.split(key)
-    start = policy.init(of_start)
-    on_noise = arm.kind == "noise"
-    asked = _prompts() if on_noise else _class_prompt()
-    step = make_update_step(make_loss(policy, arm), make_chain(arm), make_optimizer(arm))
+    mesh: Any = None,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Any, dict[str, Float[Array, "iterations"]]]:
+    """Parameters after `samples(arm, settings)` samples, and the curves of training."""
+    start, iteration = make_iteration(policy, task, arm, settings, prompt, mesh)
+    count = samples(arm, settings) // arm.batch
 
-    def iteration(state, i: Array):
-        of_sample = sample_key(state)
-        trajectories = policy.sample(state.params, of_sample, asked, arm.batch)
-        clean = task.reward(trajectories.outputs, prompt)
-        noise = jax.random.normal(jax.random.fold_in(of_sample, 1), clean.shape)
-        signal = make_signal(
-            clean + settings.reward_noise * noise,
-            trajectories=trajectories,
-            **(prior_inputs(policy, start, state.params, trajectories) if on_noise else {}),
-        )
-        return step.update(state, signal)[0], jnp.mean(clean)
+    def counted(carry, _):
+        tick()
+        return iteration(carry)
 
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        begin = step.init(of_steps, start)
-        state, curve = jax.lax.scan(iteration, begin, jnp.arange(settings.calls // arm.batch))
-    return state.params, curve
+        (state, _), (reward, judged) = jax.lax.scan(
+            counted, start(key), length=count
+        )
+    paid = accounting.cost(spent(arm, settings)) * arm.batch
+    curves = {
+        "curve/budget": paid * jnp.arange(1.0, count + 1.0),
+        "curve/reward": reward,
+        "curve/trusted": judged,
+    }
+    return state.params, curves
+
+
+def make_iteration(
+    policy: Policy,
+    task: Task,
+    arm: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
+    prompt: Array,
+    mesh: Any = None,
+) -> tuple[Callable, Callable]:
+    """The start `(key) -> carry` and one iteration: sampling, reward, credit and update.
+
+    The iteration maps a carry (state and remembered rollouts) to the next, and to the mean clean
+    reward and the judge's mean.
+    """
+    on_noise = arm.kind == "noise"
+    kept = arm.buffer if on_noise else 1
+    asked = _prompts() if on_noise else _class_prompt()
+    step = make_update_step(make_loss(policy, arm), make_chain(arm), make_optimizer(arm))
+    place = lambda tree: devices.place_each(mesh, tree)
+
+    def start(key: jax.Array):
+        of_start, of_steps = jax.random.split(key)
+        state = step.init(of_steps, policy.init(of_start))
+        one = jax.eval_shape(lambda: policy.sample(state.params, key, asked, arm.batch))
+        return state, forget(one, kept)
+
+    def iteration(carry):
+        state, past = carry
+        of_sample = sample_key(state)
+        trajectories = place(policy.sample(state.params, of_sample, asked, arm.batch))
+        clean = task.reward(trajectories.outputs, prompt)
+        noise = jax.random.normal(jax.random.fold_in(of_sample, 1), clean.shape)
+        past = remember(past, Rollouts(clean + settings.reward_noise * noise, trajectories))
+        used = oldest_rewards(past, trajectories) if on_noise and arm.as_released else past
+        inputs = prior_inputs(policy, state.params, used.trajectories) if on_noise else {}
+        rows = used.trajectories.mask[:, :, 0]
+        signal = make_signal(used.rewards, rows, trajectories=used.trajectories, **inputs)
+        judged = task.judge(trajectories.outputs, prompt)
+        return (place(step.update(state, signal)[0]), past), (jnp.mean(clean), jnp.mean(judged))
+
+    return start, iteration
+
+
+class Rollouts(NamedTuple):
+    """The last rollouts, oldest first; the mask says which exist yet."""
+
+    rewards: Float[Array, "1 G"]
+    trajectories: Trajectories
+
+
+def forget(one: Trajectories, kept: int) -> Rollouts:
+    """No rollouts, with room for `kept` of the shape of `one`, outputs left out."""
+    many = lambda leaf: jnp.zeros((leaf.shape[0], kept * leaf.shape[1]) + leaf.shape[2:], leaf.dtype)
+    log_probs = many(one.log_probs)
+    prompts = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), one.prompts)
+    mask = many(one.mask)
+    empty = Trajectories(prompts, many(one.actions), log_probs, log_probs, mask)
+    return Rollouts(log_probs[:, :, 0], empty)
+
+
+def remember(past: Rollouts, new: Rollouts) -> Rollouts:
+    """`new` in the place of the oldest."""
+    t = new.trajectories
+    count = new.rewards.shape[1]
+    push = lambda old, own: jnp.concatenate([old[:, count:], own], axis=1)
+    pushed = [
+        push(getattr(past.trajectories, name), getattr(t, name))
+        for name in ("actions", "log_probs", "mask")
+    ]
+    kept = Trajectories(t.prompts, pushed[0], pushed[1], pushed[1], pushed[2])
+    return Rollouts(push(past.rewards, new.rewards), kept)
+
+
+def oldest_rewards(past: Rollouts, newest: Trajectories) -> Rollouts:
+    """The newest trajectories with the oldest reward in the buffer: the released code's mistake."""
+    first = jnp.argmax(past.trajectories.mask[:, :, 0], axis=1)
+    oldest = jnp.take_along_axis(past.rewards, first[:, None], axis=1)
+    return Rollouts(jnp.broadcast_to(oldest, newest.mask.shape[:2]), newest)
 
 
 def prior_inputs(
-    policy: Policy, start: NoisePrior, params: NoisePrior, trajectories: Trajectories
+    policy: Policy, params: NoisePrior, trajectories: Trajectories
 ) -> dict[str, Array]:
     """What the loss and the baseline of FIND read: the start's scores, the parameters."""
+    start = NoisePrior(jnp.zeros_like(params.mean), jnp.ones_like(params.std))
     both = jnp.concatenate([params.mean.reshape(1, -1), params.std.reshape(1, -1)], axis=1)
     return {
         "old_log_probs": policy.log_prob(start, trajectories).log_probs,
@@ -246,7 +384,7 @@ def _prompts() -> NoisePrompts:
 # Measurement
 
 
-def measure(task: Task, images: Array, prompt: Array, curve: Array) -> dict[str, Any]:
+def measure(task: Task, images: Array, prompt: Array) -> dict[str, Any]:
     """Clean reward, judge and diversity of fresh images."""
     reward = task.reward(images, prompt)
     flat = digits.flat(images)
@@ -254,12 +392,29 @@ def measure(task: Task, images: Array, prompt: Array, curve: Array) -> dict[str,
     square = square[:, None] + square[None, :] - 2.0 * flat @ flat.T
     distance = jnp.sqrt(jnp.maximum(square, 0.0))
     return {
-        "curve/reward": curve,
         "reward": jnp.mean(reward),
         "judge": jnp.mean(task.judge(images, prompt)),
         "diversity": _pairs(distance, jnp.ones_like(reward)),
         "diversity/of_successes": _pairs(distance, reward),
     }
+
+
+def decided_by_noise(
+    key: jax.Array, task: Task, settings: ml_collections.ConfigDict, prompt: Array
+) -> Float[Array, ""]:
+    """Correlation of the rewards of two samples from the same initial noise.
+
+    The share of the reward's variance that any distribution over that noise can act on.
+    """
+    noise = jax.random.normal(key, (settings.fresh, *SHAPE))
+    condition = chains.repeat(_class_prompt(), settings.fresh)
+    one = lambda i: task.reward(
+        generate(task, jax.random.fold_in(key, i), noise, condition), prompt
+    )
+    first, second = jax.lax.map(one, jnp.arange(1, 3))
+    first, second = (x - jnp.mean(x) for x in (first, second))
+    spread = jnp.sqrt(jnp.mean(jnp.square(first)) * jnp.mean(jnp.square(second)))
+    return jnp.mean(first * second) / jnp.maximum(spread, 1e-6)
 
 
 def _pairs(distance: Float[Array, "N N"], weights: Float[Array, "N"]) -> Float[Array, ""]:
@@ -274,20 +429,15 @@ def compare(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for own in found.values():
         own["gain"] = own["reward"] - base["reward"]
         own["diversity/kept"] = own["diversity"] / base["diversity"]
+        own["samples/before"] = base["samples/after"]
     return found
 
 
 def draw(config: ml_collections.ConfigDict, found, results, axes) -> None:
-    """Clean training reward against sampler calls, mean over seeds, smoothed."""
-    del results
+    """Clean reward of fresh samples against what was spent, a point for each arm and seed."""
+    del config, results
     for name, own in found.items():
-        curve = own["curve/reward"].mean(axis=0)
-        if len(curve) < 2:
-            continue
-        batch = config.study.arms[name].batch
-        width = max(1, 40 // batch)
-        smooth = np.convolve(curve, np.ones(width) / width, mode="valid")
-        axes.plot(batch * (np.arange(len(smooth)) + width), smooth, label=name)
-    axes.set_xlabel("sampler calls")
-    axes.set_ylabel("clean reward")
+        axes.plot(own["spent/cost"], own["reward"], "o", label=name, alpha=0.7)
+    axes.set_xlabel("network calls, a backward pass as two")
+    axes.set_ylabel("clean reward of fresh samples")
     axes.legend(fontsize=7)

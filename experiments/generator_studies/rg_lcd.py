@@ -9,18 +9,24 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from experiments import generator_checks
 from experiments.generator_studies import digits
 from experiments.studies import Study
 from jaxreward.losses import denoising
 from jaxreward.networks import diffusion
 from jaxreward.policies import consistency, flow
-from jaxreward.training import fit
+from jaxreward.search import accounting
+from jaxreward.search.accounting import Spent
+from jaxreward.training import check, fit
+from jaxreward.training.exits import ConfigError
 
 HEIGHT, WIDTH = 4, 12
 LATENT = HEIGHT * WIDTH
 """Principal components that are kept of 64 pixels; 32 would keep no checkerboard to exploit."""
 
 KINDS = ("teacher", "lcm", "direct", "proxy")
+SHOWN = 10
+"""Images of each arm in the figure, one of each class."""
 
 
 class Codec(NamedTuple):
@@ -69,7 +75,9 @@ def study(config: ml_collections.ConfigDict) -> Study:
     latents = digits.Digits(encode(codec, splits.generator.images), splits.generator.labels)
     unseen = jnp.concatenate([splits.reward.images, splits.judge.images])
 
-    def run(key: jax.Array) -> dict[str, dict[str, Any]]:
+    groups = side_by_side(settings.arms)
+
+    def run(key: jax.Array, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, 6)
         teacher, _ = digits.pretrain(keys[0], base, settings.generator, *latents)
         classifier, judge = [
@@ -79,12 +87,61 @@ def study(config: ml_collections.ConfigDict) -> Study:
         proxy = pretrain_proxy(keys[3], latents, settings.proxy)
         real = digits.features(judge, digits.flat(unseen))
         task = Task(codec, teacher, latents, classifier, judge, proxy, real, settings.flaw)
-        return {
-            name: run_arm(keys[4], keys[5], task, arm, settings)
-            for name, arm in settings.arms.items()
-        }
+        found = {}
+        for arm, betas in groups:
+            one = lambda beta, arm=arm: run_arm(*keys[4:], task, arm, beta, settings, tick)
+            each = jax.vmap(one)(jnp.asarray(list(betas.values()), jnp.float32))
+            for i, name in enumerate(betas):
+                found[name] = jax.tree.map(lambda leaf, i=i: leaf[i], each)
+        for own in found.values():
+            own["samples/before"] = found["lcm"]["samples/after"]
+        return found
 
-    return Study(run, draw=draw)
+    learning = sum(arm.kind != "teacher" for arm, _ in groups)
+    return Study(run, draw=draw, iterations=learning * settings.distillation.steps)
+
+
+def side_by_side(arms: ml_collections.ConfigDict) -> list[tuple[Any, dict[str, float]]]:
+    """Arms that differ in the reward's weight alone, to be run as one: an arm, weight by name.
+
+    Distillation alone is direct guidance of weight 0.
+    """
+    groups: dict[tuple, tuple[Any, dict[str, float]]] = {}
+    for name, arm in arms.items():
+        own = dict(arm.items())
+        if arm.kind == "lcm":
+            own = dict(kind="direct", beta=0.0)
+        beta = own.pop("beta", 0.0)
+        key = tuple(sorted(own.items()))
+        groups.setdefault(key, (ml_collections.ConfigDict(own), {}))[1][name] = beta
+    return list(groups.values())
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know: what keys mean together.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    own = config.study
+    for path in ("study.distillation.guidance", "study.arms"):
+        check.required(config, path)
+    weights = tuple(own.distillation.guidance)
+    if len(weights) != 2 or not weights[0] <= weights[1]:
+        raise ConfigError(
+            f"config.study.distillation.guidance = {weights!r}; allowed is a smallest and a "
+            "largest weight"
+        )
+    with generator_checks.named("study.generator"):
+        digits.build(own.generator, HEIGHT, WIDTH)
+    if "lcm" not in own.arms or own.arms.lcm.kind != "lcm":
+        check.choice(config, "study.arms.lcm.kind", KINDS)
+        raise ConfigError("config.study.arms.lcm.kind is not 'lcm'; allowed is an arm without reward")
+    for name, arm in own.arms.items():
+        check.choice(config, f"study.arms.{name}.kind", KINDS)
+        if arm.kind == "proxy":
+            check.choice(config, f"study.arms.{name}.labels", denoising.LABELS)
+            check.in_range(config, f"study.arms.{name}.rows", 1, own.distillation.batch)
 
 
 # Latents
@@ -163,9 +220,14 @@ def pretrain_proxy(key: jax.Array, data: digits.Digits, config: ml_collections.C
 
 
 def train(
-    key: jax.Array, task: Task, arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict
-) -> tuple[Any, Any]:
-    """The student's and the proxy's parameters after guided distillation."""
+    key: jax.Array,
+    task: Task,
+    arm: ml_collections.ConfigDict,
+    beta: Array,
+    settings: ml_collections.ConfigDict,
+    tick: Callable[[], None],
+) -> tuple[Any, Any, Any]:
+    """The student's and the proxy's parameters after guided distillation, and its curves."""
     config, own = settings.distillation, settings.proxy
     one = denoising.consistency_distillation(
         task.teacher.function,
@@ -188,6 +250,7 @@ def train(
         return denoising.proxy_preference_loss(expert, ours, labels=arm.labels)
 
     def step(state, i: Array):
+        tick()
         params, average, opt_state, proxy, proxy_state = state
         of_rows, of_weight, of_loss = jax.random.split(jax.random.fold_in(key, i), 3)
         z, y = fit.rows(task.latents, of_rows, config.batch)
@@ -196,10 +259,8 @@ def train(
 
         def loss(p):
             found = one(p, average, of_loss, z, condition)
-            if arm.kind == "lcm":
-                return found.loss, found
             rewards = reward(proxy, found.student, y)
-            return denoising.reward_guided(found, rewards, arm.beta), found
+            return denoising.reward_guided(found, rewards, beta), found
 
         (_, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
@@ -207,16 +268,29 @@ def train(
             params = optax.apply_updates(params, updates)
             average = diffusion.moving_average(average, params, config.decay)
             if arm.kind == "proxy":  # candidates from before the student's update
-                candidates = [jax.lax.stop_gradient(found.student), found.target, z]
-                grads = jax.grad(proxy_loss)(proxy, candidates, y)
+                student = jax.lax.stop_gradient(found.student)
+                candidates = [part[: arm.rows] for part in (student, found.target, z)]
+                grads = jax.grad(proxy_loss)(proxy, candidates, y[: arm.rows])
                 updates, proxy_state = of_proxy.update(grads, proxy_state)
                 proxy = optax.apply_updates(proxy, updates)
-        return (params, average, opt_state, proxy, proxy_state), None
+        seen = measure_batch(task, found.student, y)
+        return (params, average, opt_state, proxy, proxy_state), seen
 
     student = task.teacher.params
     start = (student, student, optimizer.init(student), task.proxy, of_proxy.init(task.proxy))
-    (params, _, _, proxy, _), _ = jax.lax.scan(step, start, jnp.arange(config.steps))
-    return params, proxy
+    (params, _, _, proxy, _), curves = jax.lax.scan(step, start, jnp.arange(config.steps))
+    return params, proxy, curves
+
+
+def spent(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Spent:
+    """What one step of distillation spends: student, target, the teacher twice for guidance.
+
+    A reward that is differentiated sees every row; one that teaches a proxy sees three candidates
+    of each of the proxy's rows. Weight 0 needs none, but counts as run here.
+    """
+    batch = settings.distillation.batch
+    judged = 3 * arm.rows if arm.kind == "proxy" else batch
+    return Spent(4 * batch, decodes=judged, reward_calls=judged, backward_calls=batch)
 
 
 # Arms and measurement
@@ -227,11 +301,11 @@ def run_arm(
     of_samples: jax.Array,
     task: Task,
     arm: ml_collections.ConfigDict,
+    beta: Array,
     settings: ml_collections.ConfigDict,
+    tick: Callable[[], None],
 ) -> dict[str, Any]:
     """Fresh samples of the arm, measured; all arms start from the same noise."""
-    if arm.kind not in KINDS:
-        raise ValueError(f"kind = {arm.kind!r}; allowed are {KINDS}")
     labels = jnp.repeat(jnp.arange(digits.CLASSES, dtype=jnp.int32), settings.fresh)
     condition = digits.condition(labels, settings.sampling_guidance)
     of_noise, of_start = jax.random.split(of_samples)
@@ -239,15 +313,30 @@ def run_arm(
     if arm.kind == "teacher":
         denoise = lambda x, t: digits.guided_denoise(task.teacher)(x, t, condition)
         times = jnp.append(jnp.asarray(consistency.grid(arm.steps)), 0.0)
-        return measure(task, flow.ddim(of_noise, denoise, digits.SCHEDULE, x, times), labels)
-    params, proxy = train(key, task, arm, settings)
+        images = flow.ddim(of_noise, denoise, digits.SCHEDULE, x, times)
+        return {**measure(task, images, labels), "calls/to_sample": jnp.float32(2 * arm.steps)}
+    params, proxy, curves = train(key, task, arm, beta, settings, tick)
     function = lambda x, t: task.teacher.function(params, x, t, condition)
     times = consistency.grid(settings.sampling_steps)
     images = consistency.sample(of_noise, function, digits.SCHEDULE, x, times)
-    found = measure(task, images, labels)
+    used, steps = spent(arm, settings), settings.distillation.steps
+    found = {
+        **measure(task, images, labels),
+        **accounting.as_metrics(accounting.times(used, steps)),
+        "calls/to_sample": jnp.float32(len(times)),
+        "curve/budget": accounting.cost(used) * jnp.arange(1.0, steps + 1.0),
+        "curve/reward": curves[0],
+        "curve/trusted": curves[1],
+    }
     if arm.kind == "proxy":
         found["reward/proxy"] = jnp.mean(proxy_cosine(proxy, images, labels))
     return found
+
+
+def measure_batch(task: Task, latents: Array, labels: Array) -> tuple[Array, Array]:
+    """Mean flawed reward and mean true score, during training at all noise levels."""
+    truth = digits.log_prob_of(task.judge, decode(task.codec, latents), labels)
+    return jnp.mean(flawed_reward(task, latents, labels)), jnp.mean(truth)
 
 
 def measure(task: Task, latents: Array, labels: Array) -> dict[str, Any]:
@@ -260,6 +349,7 @@ def measure(task: Task, latents: Array, labels: Array) -> dict[str, Any]:
         "score/accuracy": digits.accuracy(task.judge, flat, labels),
         "frechet": frechet_distance(digits.features(task.judge, flat), task.real),
         "checkerboard": jnp.mean(checkerboard_energy(flat)),
+        "samples/after": flat.reshape(SHOWN, -1, digits.SIDE, digits.SIDE)[:, 0],
     }
 
 

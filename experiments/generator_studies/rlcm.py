@@ -9,13 +9,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from experiments.generator_studies import digits
+from experiments import generator_checks
+from experiments.generator_studies import devices, digits
 from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
 from jaxreward.losses.relative import relative_objective
 from jaxreward.policies import consistency
 from jaxreward.policies import denoising_chain as chains
 from jaxreward.rewards.compression import compressed_bytes
+from jaxreward.search import accounting
+from jaxreward.search.accounting import Spent
+from jaxreward.training import check
+from jaxreward.training.exits import ConfigError
 from jaxreward.training.step import make_update_step, sample_key, split_prompts
 from jaxreward.transforms.prompt_statistics import prompt_statistics
 from jaxreward.types import Policy, make_signal
@@ -23,6 +28,9 @@ from jaxreward.types import Policy, make_signal
 SHAPE = (digits.SIDE, digits.SIDE, 1)
 SHOWN_STEPS = (1, 2, 4, 8)
 """Numbers of sampling steps at which the trained models are compared."""
+REWARDS = ("compressibility", "ink", "class")
+JUDGED = 20
+"""Samples of each class that are judged in the end."""
 
 
 class Task(NamedTuple):
@@ -44,10 +52,10 @@ class Task(NamedTuple):
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of a config such as `configs/rlcm.py`."""
     settings, splits = config.study, digits.load(config.seed)
-    base = digits.build(settings.generator)
+    base, mesh = digits.build(settings.generator), devices.mesh_over(settings.devices)
     data = splits.generator
 
-    def run(key: jax.Array) -> dict[str, dict[str, Any]]:
+    def run(key: jax.Array, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, 5)
         generator, _ = digits.pretrain(keys[0], base, settings.generator, *data)
         student = digits.distill(keys[1], generator, settings.distillation, *data)
@@ -57,11 +65,40 @@ def study(config: ml_collections.ConfigDict) -> Study:
         ]
         task = Task(generator, student, make_reward(settings.reward, fits[0]), fits[1])
         found = {
-            name: train(keys[4], task, arm, settings) for name, arm in settings.arms.items()
+            name: train(keys[4], task, arm, settings, mesh, tick)
+            for name, arm in settings.arms.items()
         }
         return compare(found, settings)
 
-    return Study(run, draw=draw)
+    return Study(run, draw=draw, iterations=len(settings.arms) * settings.iterations)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know: what keys mean together.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    own = config.study
+    check.choice(config, "study.reward", REWARDS)
+    check.choice(config, "study.slow", own.arms)
+    check.in_range(config, "study.tracker.min_count", 1, own.tracker.buffer)
+    with generator_checks.named("study.generator"):
+        digits.build(own.generator)
+    prompts, parts = own.prompts_per_step, own.updates * own.devices
+    if prompts % parts:
+        raise ConfigError(
+            f"config.study.prompts_per_step = {prompts}; allowed are multiples of updates * devices"
+            f" = {parts}"
+        )
+    for name, arm in own.arms.items():
+        path = f"study.arms.{name}"
+        check.choice(config, f"{path}.sampler", ("consistency", "ddim"))
+        check.choice(config, f"{path}.loss", ("clip", "rebel"))
+        check.at_least(config, f"{path}.steps", 2, "a sampler with decisions")
+        check.at_least(config, "study.group_size", 2 if arm.loss == "rebel" else 1, "pairs")
+        if arm.loss == "clip":
+            check.positive(config, f"{path}.clip")
 
 
 def make_reward(name: str, classifier: Any) -> Callable[[Array, Array], Array]:
@@ -72,7 +109,7 @@ def make_reward(name: str, classifier: Any) -> Callable[[Array, Array], Array]:
         return lambda images, labels: jnp.mean(jnp.clip(images, -1, 1), axis=(-3, -2, -1))
     if name == "class":
         return lambda images, labels: digits.log_prob_of(classifier, digits.flat(images), labels)
-    raise ValueError(f"study.reward = {name!r}; allowed are 'compressibility', 'ink', 'class'")
+    raise ValueError(f"study.reward = {name!r}; allowed are {', '.join(REWARDS)}")
 
 
 def make_policy(task: Task, arm: ml_collections.ConfigDict) -> Policy:
@@ -88,43 +125,87 @@ def make_policy(task: Task, arm: ml_collections.ConfigDict) -> Policy:
 
 
 def train(
-    key: jax.Array, task: Task, arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict
+    key: jax.Array,
+    task: Task,
+    arm: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
+    mesh: Any = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The arm's rewards at every iteration, what they cost, and what it is in the end."""
     policy = make_policy(task, arm)
+    trusted = lambda images, asked: digits.accuracy(task.judge, digits.flat(images), asked)
+    start, iteration = make_iteration(policy, task.reward, arm, settings, trusted, mesh)
+
+    def counted(state, _):
+        tick()
+        return iteration(state)
+
+    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
+        begin = start(key)
+        state, curves = jax.lax.scan(counted, begin, length=settings.iterations)
+    labels = jnp.arange(digits.CLASSES, dtype=jnp.int32)
+    shown = lambda params: policy.sample(
+        params, jax.random.fold_in(key, 1), digits.condition(labels), JUDGED
+    ).outputs
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), begin.params, state.params)
+    before, images = jax.vmap(shown)(both)
+    asked = jnp.broadcast_to(labels[:, None], images.shape[:2])
+    used = spent(arm, settings)
+    found = {
+        "curve/reward": curves["reward"],
+        "curve/trusted": curves["trusted"],
+        "curve/budget": accounting.cost(used) * jnp.arange(1.0, settings.iterations + 1.0),
+        "reward/final": jnp.mean(task.reward(images, asked)),
+        "policy/log_ratio": jnp.mean(curves["log_ratio"]),
+        "class_accuracy": trusted(images, asked),
+        "samples/before": before[:, 0],
+        "samples/after": images[:, 0],
+        **calls(used),
+        **accounting.as_metrics(accounting.times(used, settings.iterations)),
+    }
+    if arm.sampler == "consistency":
+        found.update(_by_steps(jax.random.fold_in(key, 2), task, state.params))
+    return found
+
+
+def make_iteration(
+    policy: Policy,
+    reward: Callable[[Array, Array], Array],
+    arm: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
+    trusted: Callable[[Array, Array], Array] | None = None,
+    mesh: Any = None,
+) -> tuple[Callable, Callable]:
+    """The start `(key) -> state` and one iteration: sampling, reward, credit and updates.
+
+    The iteration maps a state to the next, and to the means of the `reward`, of the absolute
+    `log_ratio` and, where it is given, of what a `trusted` judge says. With a mesh the prompts,
+    and so all samples, lie split over its devices.
+    """
     step = make_update_step(
         _loss(policy, arm),
         prompt_statistics(digits.CLASSES, **settings.tracker),
         _optimizer(arm.learning_rate, settings),
     )
-    labels = jnp.arange(digits.CLASSES, dtype=jnp.int32)
-    prompts, group = digits.condition(labels), settings.group_size
-    asked = jnp.broadcast_to(labels[:, None], (digits.CLASSES, group))
+    labels = jnp.arange(settings.prompts_per_step, dtype=jnp.int32) % digits.CLASSES
+    asked = jnp.broadcast_to(labels[:, None], (len(labels), settings.group_size))
 
-    def iteration(state, _):
-        trajectories = policy.sample(state.params, sample_key(state), prompts, group)
-        rewards = task.reward(trajectories.outputs, asked)
-        signal = make_signal(rewards, trajectories=trajectories)
+    def iteration(state):
+        prompts = devices.place_prompts(mesh, digits.condition(labels))
+        sampled = policy.sample(state.params, sample_key(state), prompts, settings.group_size)
+        trajectories = devices.place_prompts(mesh, sampled)
+        rewards = reward(trajectories.outputs, asked)
+        signal = make_signal(rewards, prompt_id=labels, trajectories=trajectories)
         state, signal = step.credit(state, signal)
         parts = split_prompts(signal, settings.updates)
         state, metrics = jax.lax.scan(step.learn, state, parts)
-        return state, (jnp.mean(rewards), metrics["policy/log_ratio_abs_mean"])
+        found = {"reward": jnp.mean(rewards), "log_ratio": metrics["policy/log_ratio_abs_mean"]}
+        if trusted is not None:
+            found["trusted"] = trusted(trajectories.outputs, asked)
+        return state, found
 
-    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        start = step.init(key, policy.init(key))
-        state, (rewards, ratio) = jax.lax.scan(iteration, start, length=settings.iterations)
-    images = policy.sample(state.params, jax.random.fold_in(key, 1), prompts, 20).outputs
-    asked = jnp.broadcast_to(labels[:, None], images.shape[:2])
-    found = {
-        "curve/reward": rewards,
-        "reward/final": jnp.mean(task.reward(images, asked)),
-        "policy/log_ratio": jnp.mean(ratio),
-        "class_accuracy": digits.accuracy(task.judge, digits.flat(images), asked),
-        **calls(arm, settings),
-    }
-    if arm.sampler == "consistency":
-        found.update(_by_steps(jax.random.fold_in(key, 2), task, state.params))
-    return found
+    return lambda key: step.init(key, policy.init(key)), iteration
 
 
 def _loss(policy: Policy, arm: ml_collections.ConfigDict):
@@ -140,22 +221,24 @@ def _optimizer(learning_rate: Any, settings: ml_collections.ConfigDict):
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
 
 
-def calls(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> dict[str, float]:
-    """What one iteration spends: network calls of sampling and of scoring, and reward calls.
-
-    Scoring evaluates the network once for each action, and differentiates it.
-    """
-    samples = digits.CLASSES * settings.group_size
+def spent(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Spent:
+    """What one iteration spends: every action is scored, and differentiated, once."""
     actions = arm.steps - 1 + int(arm.last_action)
+    each = Spent(arm.steps + actions, decodes=1, reward_calls=1, backward_calls=actions)
+    return accounting.times(each, settings.prompts_per_step * settings.group_size)
+
+
+def calls(iteration: Spent) -> dict[str, float]:
+    """Network calls, sampling and scoring, and reward calls of one iteration."""
     return {
-        "calls/network": float(samples * (arm.steps + actions)),
-        "calls/reward": float(samples),
+        "calls/network": float(iteration.network_calls),
+        "calls/reward": float(iteration.reward_calls),
     }
 
 
 def _by_steps(key: jax.Array, task: Task, params: Any) -> dict[str, Array]:
     """The reward of a consistency model at other numbers of steps."""
-    labels = jnp.repeat(jnp.arange(digits.CLASSES, dtype=jnp.int32), 20)
+    labels = jnp.repeat(jnp.arange(digits.CLASSES, dtype=jnp.int32), JUDGED)
     found = {}
     for count in SHOWN_STEPS:
         times, of_start = consistency.grid(count), jax.random.fold_in(key, count)

@@ -1,6 +1,7 @@
 """How well pictures compress: a reward without gradient (after arXiv 2305.13301)."""
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,11 @@ def compressed_bytes(images: Float[Array | np.ndarray, "*batch H W C"]) -> Float
     """
     shape = jax.ShapeDtypeStruct(images.shape[:-3], jnp.float32)
     images = jax.lax.stop_gradient(jnp.asarray(images))
-    return jax.pure_callback(_sizes, shape, images, vmap_method="broadcast_all")
+    return jax.pure_callback(compressed_sizes, shape, images, vmap_method="broadcast_all")
 
 
-def _sizes(images) -> np.ndarray:
+def compressed_sizes(images: Any) -> np.ndarray:
+    """The same on the host, for anything that numpy takes for an array."""
     images = np.asarray(images)
     pixels = np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
     flat = pixels.reshape((-1,) + pixels.shape[-3:])

@@ -1,0 +1,161 @@
+"""Generators under rewards against the same in eager PyTorch, in turn on the same cores.
+
+`RLCM`: one iteration of RL of a consistency model, that is sampling, the host's reward, credit
+and two updates, of 10 classes x 8 samples, 4 steps. `ReNO`: 20 steps of noise optimisation for
+16 prompts against five losses. Both for the network of the study `configs/rlcm.py`, a larger
+diffusion transformer and a U-Net. Before anything is timed the two must agree: log-probabilities,
+images, loss and gradient of RLCM, every loss of the whole climb of ReNO. PyTorch gets the number
+of threads that is best for it, a fused optimizer and one call for all steps of a trajectory.
+
+Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 3.0 times (bar 3), RLCM on it
+1.0. On the larger networks XLA is behind: 1.2 and 0.6 with patches of 2, 0.4 and 0.1 on the U-Net,
+whose small convolutions and their gradients oneDNN runs several times faster than XLA's CPU code.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+BAR = 3.0
+QUICK, FULL = 5, 40
+
+
+def cases() -> dict[str, Any]:
+    """What is timed, by name."""
+    from experiments.benchmarks.generator_programs import Case
+    from jaxreward.networks.diffusion import DiffusionConfig
+    from jaxreward.tasks.digit_canvases import WORDS
+
+    digit = dict(height=8, width=8, classes=10)
+    canvas = dict(height=8, width=16, vocabulary=len(WORDS), prompt_length=3)
+    study = dict(features=96, layers=2, heads=2, patch=8)
+    fine = dict(features=64, layers=2, heads=4, patch=2)
+    unet = dict(features=16, layers=1, heads=2)
+    made = {}
+    for name, kind, shape in (
+        ("study's DiT", "transformer", study),
+        ("DiT, patches of 2", "transformer", fine),
+        ("U-Net", "unet", unet),
+    ):
+        rlcm, reno = DiffusionConfig(**digit, **shape), DiffusionConfig(**canvas, **shape)
+        made[f"rlcm_{len(made)}"] = Case(f"RLCM, {name}", "rlcm", kind, rlcm, 4, 8)
+        made[f"reno_{len(made)}"] = Case(f"ReNO, {name}", "reno", kind, reno, 20, 16)
+    return made
+
+
+def run(workdir: str, quick: bool) -> dict[str, Any]:
+    """Measures every case; PyTorch is skipped with a note where it is not installed."""
+    import importlib.util
+
+    import numpy as np
+
+    from experiments.benchmarks import generator_programs
+
+    chosen = cases()
+    folder = pathlib.Path(workdir) / "generate"
+    folder.mkdir(parents=True, exist_ok=True)
+    programs = {name: generator_programs.build(case) for name, case in chosen.items()}
+    for name, program in programs.items():
+        (folder / f"{name}.json").write_text(json.dumps(program.settings))
+        np.savez(folder / f"{name}.npz", **program.arrays)
+        program.run()
+    there = importlib.util.find_spec("torch") is not None
+    measured = _measure(folder, programs, QUICK if quick else FULL, there)
+    titles = {name: case.title for name, case in chosen.items()}
+    notes = [] if there else ["PyTorch is not installed (pip install torch): comparison skipped"]
+    rows, verdicts = _table(titles, measured)
+    return {"rows": rows, "notes": notes + verdicts, "measured": measured}
+
+
+def _measure(folder: pathlib.Path, programs, repeats: int, there: bool) -> dict[str, Any]:
+    """Seconds of both, turn by turn, the agreement, and the compilations while timing."""
+    from experiments.benchmarks import timing
+
+    twin = _start(folder) if there else None
+    try:
+        found = {}
+        for name, program in programs.items():
+            own: dict[str, Any] = {}
+            if twin:
+                own["worst"] = _agreement(program.found, _ask(twin, ["check", name]))
+                own["threads"] = _best_threads(twin, name, 3 if repeats < FULL else 7)
+            ours, theirs = [], []
+            with timing.compilations() as compiled:
+                for _ in range(repeats):
+                    ours += timing.seconds(program.run, repeats=1, warm=False)
+                    if twin:
+                        theirs.append(_ask(twin, ["time", name, own["threads"]]))
+            found[name] = {**own, "jaxreward": ours, "torch": theirs, "compiled": compiled[0]}
+        return found
+    finally:
+        if twin:
+            twin.stdin.close()
+            twin.stdout.close()
+            twin.wait()
+
+
+def _start(folder: pathlib.Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.benchmarks.torch_generate", str(folder)]
+    twin = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert json.loads(twin.stdout.readline())
+    return twin
+
+
+def _ask(twin: subprocess.Popen, task: list) -> Any:
+    twin.stdin.write(json.dumps(task) + "\n")
+    twin.stdin.flush()
+    line = twin.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the PyTorch process ended at {task}; its error is above")
+    return json.loads(line)
+
+
+def _best_threads(twin: subprocess.Popen, name: str, repeats: int) -> int:
+    """The number of threads at which PyTorch is fastest on the cores of this process."""
+    median = {}
+    for threads in range(1, len(os.sched_getaffinity(0)) + 1):
+        taken = sorted(_ask(twin, ["time", name, threads]) for _ in range(repeats + 1))
+        median[threads] = taken[len(taken) // 2]
+    return min(median, key=median.get)
+
+
+def _agreement(found: dict[str, Any], path: str) -> dict[str, float]:
+    """Largest relative difference of each array to its twin's.
+
+    Raises:
+      ValueError: one exceeds 1e-4 (of the largest entry), for whole climbs 1e-3.
+    """
+    import numpy as np
+
+    worst = {}
+    with np.load(path) as theirs:
+        for name, own in found.items():
+            gap = np.max(np.abs(own - theirs[name]))
+            worst[name] = float(gap / max(np.max(np.abs(own)), 1e-30))
+            allowed = 1e-3 if name in ("course", "noise") else 1e-4
+            if not worst[name] <= allowed:
+                raise ValueError(f"{name} differs by {worst[name]:.1e}; allowed is {allowed:g}")
+    return worst
+
+
+def _table(titles: dict[str, str], measured: dict[str, Any]) -> tuple[list, list[str]]:
+    from experiments.benchmarks import timing
+
+    rows = [["what", "jaxreward [ms]", "PyTorch [ms]", "threads", "ratio (95%)", "compilations"]]
+    ratios = {}
+    for name, own in measured.items():
+        row = [titles[name], timing.middle(own["jaxreward"]), "-", "-", "-", str(own["compiled"])]
+        if own["torch"]:
+            own["ratio"] = ratios[titles[name]] = timing.ratio(own["torch"], own["jaxreward"])
+            mid, low, high = own["ratio"]
+            shown = f"{mid:.1f} ({low:.1f} to {high:.1f})"
+            row[2:5] = [timing.middle(own["torch"]), str(own["threads"]), shown]
+        rows.append(row)
+    verdicts = [
+        f"{title}: {mid:.1f} times; bar {BAR:g}: {'reached' if low >= BAR else 'not reached'}"
+        for title, (mid, low, _) in ratios.items()
+    ]
+    return rows, verdicts

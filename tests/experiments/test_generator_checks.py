@@ -1,0 +1,115 @@
+"""What the runners of generators refuse before anything compiles, and what they draw."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import generate_rl, generator_checks, generator_figures, noise_search
+from jaxreward.training import config as config_lib
+from jaxreward.training.exits import ConfigError
+
+RL = ("find", "rg_lcd", "rlcm")
+SEARCH = ("reno", "carinox", "ttsnap", "golden_noise")
+
+
+def config_of(method, **changes):
+    """The smoke config of a method, with dotted keys changed (`__` for dots)."""
+    own = importlib.import_module(f"configs.{method}").get_config("smoke")
+    text = {name.replace("__", "."): str(value) for name, value in changes.items()}
+    return config_lib.override(own, text)
+
+
+def validate(method, **changes):
+    runner = generate_rl if method in RL else noise_search
+    runner.validate(config_of(method, **changes))
+
+
+@pytest.mark.parametrize("method", RL + SEARCH)
+def test_every_number_of_every_config_has_a_rule(method):
+    """So no key is forgotten, and nothing that a config holds is refused."""
+    full = importlib.import_module(f"configs.{method}").get_config()
+    for path, value in generator_checks.leaves(full.study, "study"):
+        if list(generator_checks.numbers(value)):
+            assert path.rpartition(".")[2] in generator_checks.RULES, path
+    (generate_rl if method in RL else noise_search).validate(full)
+    validate(method)
+
+
+WRONG = {
+    "seeds": ("find", dict(seeds=0), "config.seeds = 0; allowed is > 0"),
+    "count": ("find", dict(study__calls=0), "config.study.calls = 0; allowed is whole numbers"),
+    "wish": ("find", dict(study__wishes="(0, 12)"), "config.study.wishes = .*12.*allowed is .0, 9."),
+    "devices": ("find", dict(study__devices=5), "study.devices = 5; allowed are divisors of 2"),
+    "kind": ("find", dict(study__arms__find__kind="nois"), "find.kind = 'nois'.*mean 'noise'"),
+    "objective": ("find", dict(study__arms__find__objective="ppo"), "find.objective = 'ppo'"),
+    "old": ("find", dict(study__arms__find__old="initial"), "find.old = 'initial'.*recomputed"),
+    "batch": ("find", dict(study__arms__find__batch=17), "find.batch = 17; allowed is .1, 16."),
+    "clip": ("find", dict(study__arms__find__clip=-0.2), "find.clip = -0.2; allowed is > 0"),
+    "rate": ("find", dict(study__arms__ddpo__learning_rate=0.0), "ddpo.learning_rate = 0.0"),
+    "equal": ("find", dict(study__arms__ddpo__equal="time"), "ddpo.equal = 'time'.*calls, cost"),
+    "eta": ("find", dict(study__arms__ddpo__eta=0.0), "ddpo.eta = 0.0; allowed is .0, 1."),
+    "network": ("find", dict(study__generator__kind="unit"), "generator.kind = 'unit'.*unet"),
+    "heads": ("find", dict(study__generator__heads=3), "study.generator: features = 16 with 3"),
+    "patch": ("rlcm", dict(study__generator__patch=3), "study.generator: image of 8 x 8"),
+    "drop": ("rlcm", dict(study__generator__drop=1.0), r"generator.drop = 1.0; allowed is \[0, 1\)"),
+    "reward": ("rlcm", dict(study__reward="beauty"), "study.reward = 'beauty'; allowed is compr"),
+    "slow": ("rlcm", dict(study__slow="ddpo"), "study.slow = 'ddpo'.*ddpo_20"),
+    "sampler": ("rlcm", dict(study__arms__rlcm_4__sampler="euler"), "rlcm_4.sampler = 'euler'"),
+    "steps": ("rlcm", dict(study__arms__rlcm_4__steps=1), "rlcm_4.steps = 1; allowed is >= 2"),
+    "loss": ("rlcm", dict(study__arms__rlcm_4__loss="dpo"), "rlcm_4.loss = 'dpo'; allowed is clip"),
+    "pairs": ("rlcm", dict(study__group_size=1), "group_size = 1; allowed is >= 2 for pairs"),
+    "parts": ("rlcm", dict(study__updates=3), "prompts_per_step = 10; allowed are multiples of.*3"),
+    "memory": ("rlcm", dict(study__tracker__min_count=33), "min_count = 33; allowed is .1, 32."),
+    "decay": ("rg_lcd", dict(study__distillation__decay=1.0), "distillation.decay = 1.0"),
+    "arm": ("rg_lcd", dict(study__arms__lcm__kind="lora"), "lcm.kind = 'lora'; allowed is teacher"),
+    "labels": ("rg_lcd", dict(study__arms__proxy__labels="firm"), "proxy.labels = 'firm'"),
+    "beta": ("rg_lcd", dict(study__arms__direct__beta=-1.0), "direct.beta = -1.0; allowed is >= 0"),
+    "guidance": ("rg_lcd", dict(study__distillation__guidance="(2.0, 1.0)"), "guidance = .2.0, 1.0."),
+    "layers": ("reno", dict(study__judge__members=0), "judge.members = 0; allowed is whole"),
+    "climb": ("reno", dict(study__learning_rate=-5.0), "study.learning_rate = -5.0; allowed is > 0"),
+    "opinions": ("carinox", dict(study__opinion_noise=-0.1), "opinion_noise = -0.1; allowed is >="),
+    "keep": ("ttsnap", dict(study__keep="(0.0, 0.5)"), "study.keep = .*allowed is .0, 1."),
+    "hidden": ("golden_noise", dict(study__map__hidden=0), "map.hidden = 0; allowed is whole"),
+    "unet": ("golden_noise", dict(study__generator__kind="mlp"), "generator.kind = 'mlp'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_inputs_are_named(name):
+    method, changes, message = WRONG[name]
+    with pytest.raises(ConfigError, match=message):
+        validate(method, **changes)
+
+
+def test_more_devices_than_there_are():
+    config = config_of("find", study__devices=2)
+    from experiments.generator_studies import devices
+
+    with pytest.raises(ConfigError, match=f"devices = {jax.device_count() + 1}; allowed are 1 to"):
+        devices.mesh_over(jax.device_count() + 1)
+    generate_rl.validate(config)
+
+
+def test_figures(tmp_path):
+    """Curves where arms name a budget, images where they have some, nothing otherwise."""
+    curve = np.linspace(0.0, 1.0, 40)[None] * np.ones((3, 1))
+    named = {
+        generator_figures.BUDGET: 10 * (curve + 1),
+        generator_figures.REWARD: curve,
+        generator_figures.TRUSTED: curve**2,
+    }
+    images = np.random.default_rng(0).uniform(size=(3, 4, 8, 8, 1))
+    found = {
+        "base": {"samples/after": images, "reward": np.ones(3)},
+        "own": {**named, "samples/before": images, "samples/after": images},
+    }
+    written = generator_figures.draw(found, tmp_path)
+    assert [path.name for path in written] == ["curves.png", "samples.png"]
+    assert all(path.stat().st_size > 1000 for path in written)
+    found = {"plain": {"samples": images[..., 0]}}
+    assert [p.name for p in generator_figures.draw(found, tmp_path)] == ["samples.png"]
+    assert generator_figures.draw({"base": {"reward": np.ones(3)}}, tmp_path) == []
+    mean = generator_figures.moving_mean(np.arange(6.0)[None], 3)
+    np.testing.assert_allclose(mean, [[1.0, 2.0, 3.0, 4.0]])
