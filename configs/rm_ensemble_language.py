@@ -12,12 +12,17 @@ from the labels, 0% or 25% of them wrong; the first transformer is optimised for
 of them. Gold rewards are in deviations over samples of the start; runs of GRPO are compared at a KL
 of 10 nats from it, or at their end. `single` is the mean over members optimised alone.
 
-Not run in full with these settings yet. One seed with half the stuttering texts, half the samples
-and 80 steps: GRPO without penalty raised the gold reward to about 1.2 and lost 1.4 by 10 nats
-on a single reward model (1.5 with wrong labels), 0.5 (0.6) on the mean of five, 0.8 (0.9) on the
-least; with KL coefficient 0.3 it stayed at 2 nats and lost 0.2 to 0.3; best-of-512 did not fall.
+Found (5 seeds, 10 of 32 claims): with 25% wrong labels GRPO without penalty over-optimises a single
+model (2.9 [1.3, 4.6] of gold lost from its peak at 10 nats) and every ensemble loses less: by 1.6
+[.3, 2.9] the mean of five, 1.6 [.1, 3.1] UWO, 1.9 [.5, 3.3] the least of five, which ends 2.5
+[1.0, 4.0] higher. The least does not beat the mean (.3 [-.5, 1.1]). With clean labels a single model
+loses 1.4 [.7, 2.2] and no ensemble can be told from it: on one seed or two the mean and UWO fell far
+(intervals of four), as all members share the corpus's blind spot. Best-of-512 hardly
+over-optimises (.02 and .09): it does not reach the stuttering texts. With KL coefficient 0.3 the
+least of five keeps within .09 of its peak with clean labels, .15 [.09, .21] with wrong ones, and a
+single model within .08 and .32.
 
-Hardware and time: one CPU core, about 5 minutes (estimated); `smoke`: about a minute, compiling.
+Hardware and time: one CPU core, about 10 minutes beside other work; `smoke`: about a minute, compiling.
 Command: python -m experiments.reward_model --config=configs/rm_ensemble_language.py --workdir=DIR
 """
 
