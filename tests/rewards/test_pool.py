@@ -235,7 +235,15 @@ def test_calls_from_several_threads(pool):
     assert results == {10: 10.0, 20: 20.0, 30: 30.0, 40: 40.0}
 
 
-def test_usable_after_an_interrupt():
+@pytest.fixture
+def interrupts():
+    """Python's handler: a process that a shell put into the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_usable_after_an_interrupt(interrupts):
     with _open("mixed", timeout_s=30.0) as pool:
         # Python loses an interrupt that falls into a finalizer; then a user presses again
         press = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
