@@ -60,14 +60,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from experiments.command_line import Parser
+
 COLUMN_NAMES = ("prompt_id", "reward", "recheck", "group", "rollout_id", "inclusion")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line like any other bad input."""
-
-    def error(self, message: str):
-        raise ValueError(message)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.audit",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -48,16 +48,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from experiments.command_line import Parser
 from jaxreward.training.files import atomic_path
 
 SOURCES = ("callable", "hf", "checkpoint", "scores")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line like any other bad input."""
-
-    def error(self, message: str):
-        raise ValueError(message)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.evaluate_reward",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

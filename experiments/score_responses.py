@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
 from experiments import reward_items
+from experiments.command_line import Parser
 from jaxreward.training.files import atomic_path
 from jaxreward.training.progress import open_progress
 
@@ -37,13 +38,6 @@ class Row(NamedTuple):
     refused: str
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line like any other bad input."""
-
-    def error(self, message: str):
-        raise ValueError(message)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the scoring; returns the exit code."""
     try:
@@ -56,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m experiments.score_responses",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
