@@ -1,12 +1,17 @@
 """Five reward models trained as one vmapped program against one; scoring of many responses.
 
-Training: perceptrons on features, and a transformer whose trunk the members share, each from the
-same code with one member and with five. Scoring: a stream of responses that are made as they are
-asked for, with the process's memory at its start and its highest.
+Training: perceptrons on features of the size that `configs/rm_ensemble.py` trains, the members
+spread over the cores, wider ones, and a transformer whose trunk the members share; each from the
+same code with one member and with five. A step of one perceptron is bound by arithmetic on one
+core, so five cannot cost less than five over the number of cores. Scoring: a stream of responses
+that are made as they are asked for, with the process's memory at its start and its highest.
 """
 
+import functools
 import time
 from typing import Any
+
+from experiments import cli
 
 MEMBERS, BAR = 5, 2.5
 
@@ -14,11 +19,17 @@ MEMBERS, BAR = 5, 2.5
 def run(workdir: str, quick: bool) -> dict[str, Any]:
     """Times both, one after another in this process."""
     del workdir
+    cli.spread_over_cores()
     rows = [["what", "one member [ms a step]", f"{MEMBERS} members [ms a step]", "ratio"]]
     ratios = {}
-    for name, make in (("perceptrons", _perceptrons), ("text, shared trunk", _texts)):
-        steps = (100 if quick else 1000) // (1 if name == "perceptrons" else 10)
-        ratios[name] = _ratio(make, steps, 2 if quick else 5, rows, name)
+    programs = {
+        "perceptrons": functools.partial(_perceptrons, features=12, pairs=300),
+        "perceptrons, 32 features": functools.partial(_perceptrons, features=32, pairs=2000),
+        "text, shared trunk": _texts,
+    }
+    for name, make in programs.items():
+        steps = (100 if quick else 1000) // (10 if make is _texts else 1)
+        ratios[name] = _ratio(make, steps, 3 if quick else 9, rows, name)
     scoring = _scoring(1000 if quick else 10_000)
     notes = [
         f"{name}: {MEMBERS} members cost {ratio:.2f} times one; bar {BAR:g}: "
@@ -52,7 +63,7 @@ def _ratio(make, steps: int, repeats: int, rows: list, name: str) -> float:
     return ratio
 
 
-def _perceptrons(members: int, steps: int):
+def _perceptrons(members: int, steps: int, *, features: int, pairs: int):
     """`(key) -> parameters` after training on pairs of feature vectors, each member alone."""
     import jax
     import optax
@@ -60,9 +71,10 @@ def _perceptrons(members: int, steps: int):
     from jaxreward.losses import preference
     from jaxreward.rewards.learned import mlp_reward_model
     from jaxreward.training.fit import fit, rows
+    from jaxreward.training.population import map_runs, run_mesh
 
-    model = mlp_reward_model(32, (64, 64))
-    data = jax.random.normal(jax.random.key(2), (2000, 2, 32))
+    model, mesh = mlp_reward_model(features, (64, 64)), run_mesh(members, even=False)
+    data = jax.random.normal(jax.random.key(2), (pairs, 2, features))
 
     def loss(params, batch):
         scores = model.score(params, batch)
@@ -72,7 +84,7 @@ def _perceptrons(members: int, steps: int):
         sample = lambda key: rows(data, key, 64)
         return fit(key, model.init(key), loss, sample, optax.adam(1e-3), steps=steps)[0]
 
-    return lambda key: jax.vmap(one)(jax.random.split(key, members))
+    return lambda key: map_runs(one, (jax.random.split(key, members),), 0, mesh)
 
 
 def _text_model():

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxreward import masked
 from jaxreward.checks import check_choice
-from jaxreward.networks import transformer
+from jaxreward.networks import dense, transformer
 from jaxreward.networks.transformer_config import TransformerConfig
 
 ACTIVATIONS = {"leaky_relu": nn.leaky_relu, "relu": nn.relu, "silu": nn.silu, "tanh": nn.tanh}
@@ -47,8 +47,9 @@ class Perceptron(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
         x = x.astype(jnp.float32)
         for index, width in enumerate(self.hidden):
-            x = ACTIVATIONS[self.activation](nn.Dense(width, name=f"layer_{index}")(x))
-        return nn.Dense(self.outputs, use_bias=self.bias, name="out")(x)
+            layer = dense.Dense(width, "float32", "float32", True, name=f"layer_{index}")
+            x = ACTIVATIONS[self.activation](layer(x))
+        return dense.Dense(self.outputs, "float32", "float32", self.bias, name="out")(x)
 
 
 def pool(

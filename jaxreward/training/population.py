@@ -155,10 +155,16 @@ def _repeated(learn, run: TrainState, signal: Signal, updates: int):
     return after, jax.tree.map(lambda leaf: leaf[-1], metrics)
 
 
-def run_mesh(runs: int) -> jax.sharding.Mesh:
-    """The largest mesh of devices that divides the runs of a population evenly."""
+def run_mesh(runs: int, *, even: bool = True) -> jax.sharding.Mesh:
+    """The largest mesh of devices that divides the runs evenly, or that leaves none without one.
+
+    Args:
+      runs: of a population.
+      even: a population's state needs the first; `map_runs` takes either.
+    """
     devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if runs % n == 0)
+    sizes = range(1, min(len(devices), runs) + 1)
+    count = max(n for n in sizes if runs % n == 0 or not even)
     return jax.sharding.Mesh(np.array(devices[:count]), ("runs",))
 
 
@@ -184,10 +190,16 @@ def map_runs(function, trees, runs_at_a_time: int, mesh: jax.sharding.Mesh | Non
       runs_at_a_time: about how many runs of a device go side by side, the others waiting (the
         nearest number that divides them); 0 for all. Small policies on a CPU are fastest when
         a few fit its cache; it also bounds memory.
-      mesh: of one axis, over which the runs are split evenly; see `run_mesh`. None: one device.
+      mesh: of one axis, over which the runs are split; see `run_mesh`. None: one device. Where
+        it does not divide them the last run is computed again to fill the last device.
     """
-
-    return _on_devices(lambda *own: _mapped(function, own, runs_at_a_time), trees, mesh)
+    count = jax.tree.leaves(trees)[0].shape[0]
+    missing = -count % (1 if mesh is None else mesh.size)
+    if missing:
+        fill = lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)])
+        trees = jax.tree.map(fill, trees)
+    found = _on_devices(lambda *own: _mapped(function, own, runs_at_a_time), trees, mesh)
+    return jax.tree.map(lambda leaf: leaf[:count], found) if missing else found
 
 
 def update_runs(function, hyper, runs, rest, runs_at_a_time: int, mesh) -> tuple[Any, Any]:
