@@ -78,6 +78,7 @@ REMEDIES = {
     "appeals_fix": ("appeal", "appeals_fix", "rloo"),
     "majority": ("majority", "rloo"),
     "majority_guarded": ("guarded", "rloo"),
+    "majority_flips": ("votes_so_far", "majority", "pause", "rloo", "by_flips", "minority"),
     "refinement": ("refine", "rloo"),
     "second_judge": ("lift", "rloo"),
     "spread_filter": ("filter", "rloo"),
@@ -134,6 +135,7 @@ def _add_transforms(config: ml_collections.ConfigDict) -> None:
     )
     appealed = dict(fn=f"{ROOM}.rates:appeals", rechecks_positives=True, prior_strength=20.0)
     clean = f"{ROOM}.correction:corrected_group_normalization"
+    guards = f"{ROOM}.majority_guard"
     pieces = {
         "oracle": dict(fn=f"{ROOM}.noise:use_true_rewards"),
         "random": dict(fn=f"{ROOM}.noise:random_reward"),
@@ -156,6 +158,10 @@ def _add_transforms(config: ml_collections.ConfigDict) -> None:
         ),
         "majority": dict(fn=f"{ROOM}.majority:majority_reward"),
         "guarded": dict(fn=f"{ROOM}.majority:majority_reward", min_share=0.5, max_share=0.95),
+        "votes_so_far": dict(fn=f"{guards}:vote_history", num_prompts=1797),
+        "pause": dict(fn=f"{guards}:pause_locked"),
+        "by_flips": dict(fn=f"{guards}:scale_by_flips", num_prompts=1797),
+        "minority": dict(fn=f"{guards}:keep_minority"),
         "refine": dict(
             fn=f"{ROOM}.refinement:label_refinement",
             num_prompts=1797, start_visit=2, min_slope=0.02, max_visits=32,

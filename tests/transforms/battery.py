@@ -25,6 +25,7 @@ from jaxreward.transforms import (
     learned_baseline,
     likelihood,
     majority,
+    majority_guard,
     mixture,
     noise,
     prompt_statistics,
@@ -174,6 +175,20 @@ CASES = {
         lambda axis_name=None: majority.label_reward(leave_out="label_id", axis_name=axis_name)
     ),
     "majority.answered_reward": Case(lambda: majority.answered_reward()),
+    # majority_guard
+    "majority_guard.vote_history": Case(
+        lambda: majority_guard.vote_history(num_prompts=NUM_IDS, window=2)
+    ),
+    "majority_guard.scale_by_flips": Case(
+        lambda: majority_guard.scale_by_flips(num_prompts=NUM_IDS, window=2)
+    ),
+    "majority_guard.keep_minority": Case(lambda: majority_guard.keep_minority()),
+    "majority_guard.pause_locked": Case(
+        lambda axis_name=None: majority_guard.pause_locked(
+            window=2, skip=0.8, axis_name=axis_name
+        ),
+        draws=True,
+    ),
     # calibration
     "calibration.lift_low_rewards": Case(lambda: calibration.lift_low_rewards("rate")),
     "calibration.replace_reward": Case(
@@ -365,6 +380,10 @@ def make_signal(seed: int, prompts: int, dense: bool = False) -> Signal:
         "reference_id": rng.integers(0, 3, prompts).astype(np.uint32),
         "label_id": rng.integers(0, 3, prompts).astype(np.uint32),
         "hit": rng.random(shape[:2]) < 0.3,
+        "vote_flip_rate": rng.integers(0, 2, prompts).astype(np.float32),
+        "vote_share": rng.uniform(0.4, 1.0, prompts).astype(np.float32),
+        "vote_visits": rng.integers(1, 9, prompts).astype(np.int32),
+        "vote_competed": rng.random(prompts) < 0.6,
         "true_rewards": np.where(mask, true, np.nan).astype(np.float32),
         "appealed": appealed,
         "recheck": np.where(appealed, true, np.nan).astype(np.float32),
