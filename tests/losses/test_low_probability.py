@@ -50,6 +50,23 @@ def test_a_lagged_proxy():
     np.testing.assert_allclose(np.exp(gap) - gap - 1, 1.484572, atol=1e-5)
 
 
+def test_the_sampled_pull_and_its_gradient_end_where_the_release_clamps():
+    """Coefficient e^d - 1 on the gradient of the log-prob, none beyond d = 2.6109."""
+    chosen = jnp.ones((1, 1, 1), bool)
+    shape = lambda value: jnp.full((1, 1, 1), value, jnp.float32)
+
+    def pull(gap):
+        scores = lp.ProxyScores(shape(gap), shape(0.0), shape(1.0))
+        own = lambda log_probs: lp.protective_pull(log_probs, scores, chosen, "k3_token")[0, 0, 0]
+        value, slope = jax.value_and_grad(own)(shape(0.0))
+        return float(value), float(slope[0, 0, 0])
+
+    np.testing.assert_allclose(pull(1.341959), (1.484572, -2.826531), rtol=1e-5)
+    value, slope = pull(2.61)
+    assert value < 10 and slope == pytest.approx(1 - np.exp(2.61), rel=1e-5)
+    assert pull(2.612) == (10.0, 0.0)
+
+
 def test_the_limits_of_min_p():
     everything = lp.filtered_proxy(logs(P), min_p=1e-9)
     np.testing.assert_allclose(jnp.exp(everything.log_probs), P, atol=1e-6)

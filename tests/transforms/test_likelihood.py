@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreward.rewards.reasoning_patterns import repeats_itself
 from jaxreward.transforms import advantage, base, calibration, likelihood, selection
 from jaxreward.types import make_signal
 
@@ -172,6 +173,42 @@ def test_rlpr_reward_and_advantages_of_the_card():
     np.testing.assert_allclose(found.advantages[0], expected, atol=1e-5)
 
 
+def test_rlpr_without_its_terms_is_mean_probability_under_grpo():
+    given = signal(
+        base_log_probs=jnp.full((1, 3), -jnp.inf), base_mask=jnp.ones((1, 3), bool),
+        format=jnp.asarray([[0, 1, 0, 1]], jnp.float32),
+    )  # fmt: skip
+    whole = base.chain(
+        likelihood.reference_likelihood("mean_prob", debias=True),
+        calibration.blend("format", weight=0.0),
+        selection.spread_filter(scale=0.0, record_from=1, start=2),
+        advantage.grpo(ddof=1, epsilon=1e-6),
+    )
+    plain = base.chain(
+        likelihood.reference_likelihood("mean_prob"), advantage.grpo(ddof=1, epsilon=1e-6)
+    )
+    np.testing.assert_allclose(run(whole, given).advantages, run(plain, given).advantages, rtol=1e-6)
+
+
+def test_rlpr_invalid_responses_get_0_and_repeating_ones_lose_1():
+    """r = 0 and f = 0 for what has no format; the penalty comes after the blend."""
+    stretch = "a b c d e f g h i j "
+    flags = repeats_itself(["a short answer", "no format", stretch * 10, stretch * 9])
+    logs = jnp.log(jnp.asarray([[[0.62], [0.35], [0.9], [0.15]]], jnp.float32))
+    given = signal(
+        logs, jnp.ones(logs.shape, bool), jnp.asarray([[1.0, 0.0, 1.0, 1.0]]),
+        base_log_probs=jnp.log(jnp.asarray([[0.3]], jnp.float32)),
+        base_mask=jnp.ones((1, 1), bool),
+        format=jnp.asarray([[1, 0, 1, 1]], jnp.float32), repeats=jnp.asarray(flags)[None],
+    )  # fmt: skip
+    chain = base.chain(
+        likelihood.reference_likelihood("mean_prob", debias=True),
+        calibration.blend("format"),
+        calibration.subtract("repeats"),
+    )
+    np.testing.assert_allclose(run(chain, given).rewards[0], [0.388, 0.0, 0.64 - 1, 0.1], atol=1e-6)
+
+
 def test_no_better_than_without_reasoning_is_a_dead_and_filtered_group():
     logs = jnp.log(jnp.asarray([[[0.2], [0.1], [0.3], [0.25]]], jnp.float32))
     given = signal(
@@ -182,6 +219,16 @@ def test_no_better_than_without_reasoning_is_a_dead_and_filtered_group():
         likelihood.reference_likelihood("mean_prob", debias=True), advantage.grpo(ddof=1)
     )
     np.testing.assert_array_equal(run(chain, given).advantages, 0.0)
+    filtered = base.chain(
+        likelihood.reference_likelihood("mean_prob", debias=True),
+        selection.spread_filter(record_from=1, start=2),
+    )
+    better = signal(
+        logs + jnp.log(2.0), jnp.ones(logs.shape, bool), base_mask=jnp.ones((1, 1), bool),
+        base_log_probs=given.aux["base_log_probs"],
+    )  # fmt: skip
+    _, state = filtered.update(KEY, better, filtered.init())
+    assert not np.any(filtered.update(KEY, given, state)[0].mask)
 
 
 def test_invalid_responses():

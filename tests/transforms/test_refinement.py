@@ -181,6 +181,24 @@ def test_label_noise_gives_a_share_of_the_prompts_wrong_labels(kind):
         assert np.abs(counts - noisy / 3).max() < 4 * (noisy * 2 / 9) ** 0.5
 
 
+@pytest.mark.parametrize("kind", refinement.KINDS)
+def test_no_wrong_labels_and_an_infinite_slope_are_grpo_bit_for_bit(kind):
+    rng = np.random.default_rng(0)
+    answers = jnp.asarray(rng.integers(1, 4, (6, 8)), jnp.uint32)
+    aux = dict(answer_id=answers, reference_id=jnp.full((6,), 2, jnp.uint32))
+    signal = make_signal((answers == 2).astype(jnp.float32), **aux, wrong_id=aux["reference_id"])
+    whole = base.chain(
+        refinement.label_noise(kind, 0.0),
+        refinement.label_refinement(num_prompts=6, start_visit=0, min_slope=float("inf")),
+        advantage.grpo(),
+    )
+    plain = advantage.grpo().update(jax.random.key(0), signal, ())[0]
+    state = whole.init()
+    for visit in range(3):
+        after, state = whole.update(jax.random.key(visit), signal, state)
+        np.testing.assert_array_equal(after.advantages, plain.advantages)
+
+
 def test_active_noise_without_a_wrong_answer_matches_nothing():
     signal = make_signal(
         jnp.ones((1, 4)), answer_id=ids([5] * 4), reference_id=jnp.asarray([5], jnp.uint32)
