@@ -21,6 +21,7 @@ from jaxreward import masked
 from jaxreward.curation.convex_augmentation import spanning_subset
 from jaxreward.evaluation import best_of_n, reward_benchmarks
 from jaxreward.rewards.fusion import fuse_rewards
+from jaxreward.tasks import preference_draws
 from jaxreward.training import fit
 
 SPELLINGS = 2
@@ -144,10 +145,8 @@ def _pairs(key: jax.Array, count: int, world: World, study, noise: float) -> Pai
     second = Texts(
         wording, slots, jnp.where(style, some, wrong), _fillers(keys[5], (count,), study))
     better = gold(first, world, study) >= gold(second, world, study)
-    better = better ^ jax.random.bernoulli(keys[6], noise, (count,))
-    pick = lambda a, b: jnp.where(better.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-    return Pairs(
-        jax.tree.map(pick, first, second), jax.tree.map(lambda a, b: pick(b, a), first, second))
+    won = preference_draws.turn_round(keys[6], better, noise)
+    return Pairs(*preference_draws.preferred_first(won, first, second))
 
 
 def _data(key: jax.Array, world: World, study) -> tuple[Pairs, dict[str, Bool[Array, "N A"]]]:

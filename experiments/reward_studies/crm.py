@@ -19,6 +19,7 @@ from jaxreward import channel as channels
 from jaxreward import masked
 from jaxreward.curation import peer_selection
 from jaxreward.losses import preference
+from jaxreward.tasks import preference_draws
 
 FILTERS = ("none", "self", "peer", "oracle")
 
@@ -131,11 +132,10 @@ def make_pairs(
     gap = toy_mlp.apply(gold, one)[:, 0] - toy_mlp.apply(gold, other)[:, 0]
     rank = jnp.argsort(jnp.argsort(jnp.abs(gap))).astype(jnp.float32) / count
     chance = rate * (1.0 - by_margin + by_margin * 2.0 * (1.0 - rank))
-    flipped = jax.random.bernoulli(keys[1], jnp.minimum(chance, 1.0))
-    swap = ((gap < 0) ^ flipped)[:, None]
-    return Pairs(
-        jnp.where(swap, other, one), jnp.where(swap, one, other), flipped, jnp.abs(gap)
-    )
+    better = gap >= 0
+    labels = preference_draws.turn_round(keys[1], better, jnp.minimum(chance, 1.0))
+    first, second = preference_draws.preferred_first(labels, one, other)
+    return Pairs(first, second, labels ^ better, jnp.abs(gap))
 
 
 # Training

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from experiments import studies
 from jaxreward.losses import preference
 from jaxreward.networks import experts, heads
+from jaxreward.tasks import preference_draws
 from jaxreward.training import check
 from jaxreward.training.fit import fit_best, rows
 
@@ -102,8 +103,7 @@ def _overall(key: jax.Array, own, world: World) -> Pairs:
         keys = jax.random.split(key)
         items, scores = _draw(keys[0], world, category, own.overall)
         better = jnp.diff(scores @ world.weights[category], axis=1)[:, 0] < 0
-        flips = jax.random.bernoulli(keys[1], own.flips, better.shape)
-        labels = (better ^ flips).astype(jnp.float32)
+        labels = preference_draws.turn_round(keys[1], better, own.flips).astype(jnp.float32)
         return Pairs(items, labels, jnp.ones(labels.shape))
 
     return jax.vmap(one)(jax.random.split(key, own.categories), jnp.arange(own.categories))
@@ -116,7 +116,7 @@ def _judged(key: jax.Array, own, world: World, error: float) -> Pairs:
         keys = jax.random.split(key, 3)
         items, scores = _draw(keys[0], world, category, own.judged)
         better = scores[:, 0] > scores[:, 1]
-        first, second = (better ^ jax.random.bernoulli(k, error, better.shape) for k in keys[1:])
+        first, second = (preference_draws.turn_round(k, better, error) for k in keys[1:])
         kept = first == second
         return Pairs(items, first.astype(jnp.float32), kept.astype(jnp.float32))
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments.reward_studies import toy_mlp
 from jaxreward.channel import Channel
+from jaxreward.tasks import preference_draws
 from jaxreward.types import Feedback
 
 REFERENCE = 20000
@@ -46,15 +47,6 @@ def make_gold(key: jax.Array, features: int, width: int, levels: int = 5) -> Gol
     return Gold(params, jnp.quantile(scores, inner))
 
 
-def selection(
-    level: Int[Array, "N"], *, decay: Array | float, mean: float, highest: int
-) -> Float[Array, "N"]:
-    """`k decay^(highest - level)`, with `k` such that the mean is `mean`; at most 1."""
-    below = (highest - level).astype(jnp.float32)
-    relative = jnp.power(jnp.asarray(decay, jnp.float32), below)
-    return jnp.minimum(relative * (mean / jnp.mean(relative)), 1.0)
-
-
 def sample_items(
     key: jax.Array, gold: Gold, count: int, *, decay: Array | float, mean: float
 ) -> Items:
@@ -63,15 +55,15 @@ def sample_items(
     x = jax.random.normal(key, (count, features))
     level = jnp.searchsorted(gold.cuts, toy_mlp.apply(gold.params, x)[:, 0]).astype(jnp.int32)
     liked = (2 * level > highest).astype(jnp.float32)
-    return Items(x, level, liked, selection(level, decay=decay, mean=mean, highest=highest))
+    below = (highest - level).astype(jnp.float32)
+    propensity = preference_draws.feedback_propensity(below, decay=decay, mean=mean)
+    return Items(x, level, liked, propensity)
 
 
 def observe(key: jax.Array, items: Items, channel: Channel) -> Feedback:
     """Feedback on some items, with flipped labels; labels of the others are NaN."""
     keys = jax.random.split(key)
-    observed = jax.random.bernoulli(keys[0], items.propensity)
     rate = jnp.where(items.liked == 1, channel.false_negative, channel.false_positive)
-    flipped = jax.random.bernoulli(keys[1], rate, items.liked.shape)
-    labels = jnp.where(flipped, 1.0 - items.liked, items.liked)
-    labels = jnp.where(observed, labels, jnp.nan)
+    labels = preference_draws.turn_round(keys[1], items.liked, rate)
+    labels, observed = preference_draws.hide(keys[0], labels, items.propensity)
     return Feedback(items.x, labels, observed, items.propensity, jnp.zeros_like(items.level))

@@ -19,6 +19,7 @@ from jaxreward.networks import heads
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.rewards import audio
 from jaxreward.rewards.learned import RewardModel, Texts, text_reward_model
+from jaxreward.tasks import preference_draws
 from jaxreward.training.fit import fit, rows
 
 EMBEDDING = 16
@@ -194,7 +195,7 @@ def ask(key: jax.Array, own, scale: Scale, first: Sample, second: Sample) -> Pai
 
     everyone = jnp.broadcast_to(jnp.asarray(TASTE)[None], (count, len(TASTE)))
     label = preferred(tastes(of_taste, own, (count,)))
-    label = label ^ jax.random.bernoulli(of_flip, own.flips, label.shape)
+    label = preference_draws.turn_round(of_flip, label, own.flips)
     number = lambda x: x.astype(jnp.float32)
     clips = (x.tokens[:, : 2 * beats[1]] for x in (first, second))
     return Pairs(first.caption, *clips, number(label), number(preferred(everyone)))

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from experiments import studies
 from jaxreward.rewards import prototypes, rubric_scores
+from jaxreward.tasks import preference_draws
 from jaxreward.training import check
 
 SCENARIOS = {
@@ -107,11 +108,11 @@ def draw_users(key: jax.Array, own, centres: Array, setting: Setting, count: int
     """Users of random clusters, each with a history of its own."""
     keys = jax.random.split(key, 4)
     cluster = jax.random.randint(keys[0], (count,), 0, centres.shape[0])
-    apart = jax.random.normal(keys[1], (count, own.criteria)) / own.criteria**0.5
+    apart = preference_draws.own_tastes(keys[1], count, own.criteria)
     weights = prototypes.normalize(centres[cluster] + setting.spread * apart)
     pairs = jax.random.normal(keys[2], (count, 8, own.criteria))
-    right = jnp.sign(jnp.einsum("uhd,ud->uh", pairs, weights))
-    labels = jnp.where(jax.random.bernoulli(keys[3], own.flips, right.shape), -right, right)
+    better = (jnp.einsum("uhd,ud->uh", pairs, weights) > 0).astype(jnp.float32)
+    labels = 2.0 * preference_draws.turn_round(keys[3], better, own.flips) - 1.0
     seen = (jnp.arange(8.0) < setting.history).astype(jnp.float32)
     estimate = jnp.einsum("uh,h,uhd->ud", labels, seen, pairs)
     return Users(weights, prototypes.normalize(estimate))

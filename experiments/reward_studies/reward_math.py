@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from experiments.reward_studies import toy_mlp
 from experiments.studies import Study
 from jaxreward.evaluation import best_of_n, reward_benchmarks, reward_sensitivity
+from jaxreward.tasks import preference_draws
 from jaxreward.training import fit
 
 DETAILED, TERSE = 1.0, 0.0
@@ -161,9 +162,8 @@ def _pairs(key: jax.Array, dials: Dials, study) -> Pairs:
     human = jax.random.bernoulli(keys[1], dials.shortcut, (count,))
     right = _right(digits, jnp.where(human, TERSE, DETAILED), study)
     wrong = _wrong(keys[2], digits, study)
-    flip = jax.random.bernoulli(keys[3], dials.noise, (count,))
-    swap = lambda a, b: jnp.where(flip.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-    return Pairs(jax.tree.map(swap, wrong, right), jax.tree.map(swap, right, wrong))
+    won = preference_draws.turn_round(keys[3], jnp.ones(count, bool), dials.noise)
+    return Pairs(*preference_draws.preferred_first(won, right, wrong))
 
 
 def _train(key: jax.Array, dials: Dials, study) -> toy_mlp.Params:

@@ -19,6 +19,7 @@ from experiments.reward_studies import rm_ensemble_policy, toy_mlp
 from experiments.studies import Study
 from jaxreward.evaluation import best_of_n
 from jaxreward.losses import preference
+from jaxreward.tasks import preference_draws
 from jaxreward.training import figures, fit
 from jaxreward.transforms import aggregation
 
@@ -116,9 +117,8 @@ def gold_reward(
 def _pairs(key: jax.Array, gold, flips: Array, study) -> Pairs:
     keys = jax.random.split(key)
     one, other = jax.random.normal(keys[0], (2, study.pairs, study.features))
-    flipped = jax.random.bernoulli(keys[1], flips, (study.pairs,))
-    swap = ((gold(one) < gold(other)) ^ flipped)[:, None]
-    return Pairs(jnp.where(swap, other, one), jnp.where(swap, one, other))
+    won = preference_draws.turn_round(keys[1], gold(one) >= gold(other), flips)
+    return Pairs(*preference_draws.preferred_first(won, one, other))
 
 
 def member_score(params: toy_mlp.Params, x: Float[Array, "*B D"]) -> Float[Array, "*B"]:

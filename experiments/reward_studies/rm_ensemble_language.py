@@ -31,6 +31,7 @@ from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import Prompts, language_policy
 from jaxreward.policies.supervised import supervised_loss
 from jaxreward.rewards import learned
+from jaxreward.tasks import preference_draws
 from jaxreward.training import fit
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage, aggregation, kl_penalty
@@ -241,9 +242,8 @@ def label(key: jax.Array, raw: Callable, count: int, flips: Array | float, study
     keys = jax.random.split(key, 3)
     one, other = (draw_texts(k, count, 0.0, study) for k in keys[:2])
     other = other.at[:, 0].set(one[:, 0])
-    swap = (raw(one) < raw(other)) ^ jax.random.bernoulli(keys[2], flips, (count,))
-    pick = lambda first, second: jnp.where(swap[:, None], second, first)
-    return Pairs(pick(one, other), pick(other, one))
+    won = preference_draws.turn_round(keys[2], raw(one) >= raw(other), flips)
+    return Pairs(*preference_draws.preferred_first(won, one, other))
 
 
 def _train_member(key: jax.Array, pairs: Pairs, study) -> Any:

@@ -26,6 +26,7 @@ from jaxreward.losses.regularization import kl_estimate
 from jaxreward.networks import heads
 from jaxreward.rewards import critiques
 from jaxreward.rewards.learned import mlp_reward_model
+from jaxreward.tasks import preference_draws
 from jaxreward.training import check
 from jaxreward.training.fit import fit, rows
 from jaxreward.transforms import advantage
@@ -172,18 +173,10 @@ def _table_items(key: jax.Array, own) -> tuple[Items, Array]:
     count = own.table_items
     sound = jax.random.randint(keys[0], (count,), 0, ARGUMENTS)
     right = jax.random.randint(keys[1], (count,), 0, 2)
-    named = _wrong_some(keys[2], sound, ARGUMENTS, own.wrong_critiques)
+    named = preference_draws.another(keys[2], sound, ARGUMENTS, own.wrong_critiques)
     implied = jax.random.randint(keys[3], (count, ARGUMENTS), 0, 2)
     implied = jnp.where(jnp.arange(ARGUMENTS)[None] == sound[:, None], right[:, None], implied)
     return Items(jnp.zeros((count, 0)), sound, named, right, right), implied
-
-
-def _wrong_some(key: jax.Array, values: Array, choices: int, rate: float) -> Array:
-    """The values, a share of them replaced by another one."""
-    of_where, of_shift = jax.random.split(key)
-    shift = jax.random.randint(of_shift, values.shape, 1, choices)
-    wrong = jax.random.bernoulli(of_where, rate, values.shape)
-    return jnp.where(wrong, (values + shift) % choices, values)
 
 
 def _picked(log_probs: Float[Array, "P A"], choice: Int[Array, "P G"]) -> Float[Array, "P G"]:
@@ -231,7 +224,7 @@ def general_items(key: jax.Array, own, relevance: Array, count: int) -> Items:
     query = jax.random.normal(keys[1], (count, QUERY))
     sound = jnp.argmax(query @ relevance, axis=1)
     right = (_picked(leads, sound[:, None])[:, 0] > 0).astype(jnp.int32)
-    label = _wrong_some(keys[2], right, 2, own.wrong_labels)
+    label = preference_draws.another(keys[2], right, 2, own.wrong_labels)
     return Items(jnp.concatenate([leads, query], axis=1), sound, sound, right, label)
 
 
@@ -247,7 +240,7 @@ def _start(key: jax.Array, own, items: Items) -> Any:
         index = jax.random.randint(of[0], (own.batch,), 0, own.train_items)
         argument = jax.random.categorical(of[1], own.salience * jnp.abs(leads[index]))[:, None]
         verdict = (_picked(leads[index], argument) > 0).astype(jnp.int32)
-        verdict = _wrong_some(of[2], verdict, 2, own.start_errors)
+        verdict = preference_draws.another(of[2], verdict, 2, own.start_errors)
         return items.features[index], Rollouts(argument, verdict)
 
     loss = lambda params, batch: -jnp.mean(_log_probs(params, *batch))

@@ -25,6 +25,7 @@ from experiments import studies
 from jaxreward import channel, masked
 from jaxreward.losses import preference
 from jaxreward.networks import heads, sentence_encoder
+from jaxreward.tasks import preference_draws
 from jaxreward.training import check
 from jaxreward.training.fit import fit, fit_best, rows
 
@@ -203,8 +204,7 @@ def _pairs(key: jax.Array, own, gold: Float[Array, "N"]) -> tuple[Pairs, Pairs, 
 
 def flipped(key: jax.Array, pairs: Pairs, rate: float) -> Pairs:
     """The pairs with labels flipped at a rate; a higher rate flips these and more."""
-    flips = jax.random.uniform(key, pairs.clean.shape) < rate
-    return pairs._replace(labels=jnp.where(flips, 1.0 - pairs.clean, pairs.clean))
+    return pairs._replace(labels=preference_draws.turn_round(key, pairs.clean, rate))
 
 
 # Heads

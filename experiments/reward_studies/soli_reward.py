@@ -21,6 +21,7 @@ from jaxreward.curation.item_pairs import draw_pairs
 from jaxreward.evaluation import best_of_n
 from jaxreward.losses import preference, reduction
 from jaxreward.rewards.learned import mlp_reward_model
+from jaxreward.tasks import preference_draws
 from jaxreward.training import check
 from jaxreward.training.fit import fit
 from jaxreward.transforms import advantage
@@ -44,8 +45,7 @@ def make(config: ml_collections.ConfigDict) -> studies.Study:
         keys = jax.random.split(key, 5)
         gold = draw_gold(keys[0])
         items = jax.random.normal(keys[1], (own.examples, WIDTH))
-        flipped = jax.random.bernoulli(keys[2], own.flips, (own.examples,))
-        passes = (gold(items) > 0) ^ flipped
+        passes = preference_draws.turn_round(keys[2], gold(items) > 0, own.flips)
         train = lambda arm: _train(keys[3], own, items, passes, arm)
         found = jax.vmap(train)(settings)
         measured = jax.vmap(lambda params: _measure(keys[4], own, gold, params))(found)

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxreward.checks import Number, check_choice, check_number
+from jaxreward.tasks import preference_draws as draws
 from jaxreward.types import Feedback, Preferences
 
 ITEMS = ("vectors", "tokens")
@@ -207,19 +208,14 @@ def make_world(key: jax.Array, spec: PreferenceSpec) -> World:
     shape = (spec.aspects,)
     common = jax.random.normal(keys[1], shape)
     own = jax.random.normal(keys[2], (spec.domains, *shape))
-    gold = _unit(_unit(common)[None] + spec.domain_difference * _unit(own))
-    groups = _unit(jax.random.normal(keys[3], (spec.groups, *shape)))
-    alone = jax.random.normal(keys[4], (spec.annotators, *shape)) / spec.aspects**0.5
+    gold = draws.unit(draws.unit(common)[None] + spec.domain_difference * draws.unit(own))
+    groups = draws.unit(jax.random.normal(keys[3], (spec.groups, *shape)))
     shift = spec.taste * groups[jnp.arange(spec.annotators) % spec.groups]
-    shift = shift + spec.taste_within * alone
+    shift = shift + spec.taste_within * draws.own_tastes(keys[4], spec.annotators, spec.aspects)
     dials = (spec.noise, spec.length_bias, spec.leaning, spec.flips)
     each = [dial * _levels(k, spec) for k, dial in zip(keys[5:], dials)]
     readout = _directions(keys[0], spec) if spec.items == "vectors" else _words(keys[0], spec)
-    return World(readout, gold, _unit(gold[None] + shift[:, None]), *each)
-
-
-def _unit(x: Float[Array, "*n A"]) -> Float[Array, "*n A"]:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return World(readout, gold, draws.unit(gold[None] + shift[:, None]), *each)
 
 
 def _levels(key: jax.Array, spec: PreferenceSpec) -> Float[Array, "K"]:
@@ -311,13 +307,13 @@ def _judge(key, spec, world: World, drawn: Drawn, subject, domain, annotator) ->
     taste = jnp.einsum("bra,ba->br", drawn.aspects, world.tastes[annotator, domain])
     own = _lead(taste)
     target = _verdicts(of_verdicts, spec, world, own, _lead(drawn.lengths), annotator)
-    propensity = feedback_propensity(own, spec)
-    observed = jax.random.bernoulli(of_feedback, propensity)
+    propensity = _propensity(own, spec)
+    shown, observed = draws.hide(of_feedback, target, propensity)
     parts = world.gold[domain] * _lead(drawn.aspects)
     sound, argument = _critiques(of_critiques, spec, parts, target)
     return Judgements(
         drawn.items, drawn.aspects, jnp.einsum("bra,ba->br", drawn.aspects, world.gold[domain]),
-        taste, subject, domain, annotator, jnp.where(observed, target, jnp.nan), observed,
+        taste, subject, domain, annotator, shown, observed,
         propensity, jnp.where(observed, argument, -1), sound,
     )  # fmt: skip
 
@@ -332,35 +328,25 @@ def _verdicts(key, spec, world: World, own, longer, annotator) -> Float[Array, "
     of_noise, of_flips = jax.random.split(key)
     perceived = own + world.length_bias[annotator] * longer + world.leaning[annotator]
     perceived = perceived + world.noise[annotator] * jax.random.normal(of_noise, own.shape)
-    said = jnp.where(jnp.abs(perceived) < spec.tie_zone, 0.5, (perceived > 0).astype(jnp.float32))
-    return jnp.where(jax.random.bernoulli(of_flips, world.flips[annotator]), 1.0 - said, said)
+    said = draws.verdict(perceived, spec.tie_zone)
+    return draws.turn_round(of_flips, said, world.flips[annotator])
 
 
-def feedback_propensity(lead: Float[Array, "B"], spec: PreferenceSpec) -> Float[Array, "B"]:
-    """`min(1, k decay^(1 - feeling))`, with `k` such that the mean over these is `observed`.
-
-    The form of CausalRM's simulation (arXiv 2603.18736) for feelings that are continuous.
-
-    Args:
-      lead: by the annotators' tastes.
-      spec: its observed, feedback_decay and feeling.
-    """
+def _propensity(lead: Float[Array, "B"], spec: PreferenceSpec) -> Float[Array, "B"]:
+    """By what the annotators felt, in [0, 1]."""
     strong = jnp.abs(lead) if spec.feeling == "strength" else lead
     feeling = jnp.tanh(strong)
     feeling = feeling if spec.feeling == "strength" else 0.5 + 0.5 * feeling
-    relative = jnp.power(jnp.asarray(spec.feedback_decay, jnp.float32), 1.0 - feeling)
-    return jnp.minimum(relative * (spec.observed / jnp.mean(relative)), 1.0)
+    return draws.feedback_propensity(1.0 - feeling, decay=spec.feedback_decay, mean=spec.observed)
 
 
 def _critiques(key, spec, parts: Float[Array, "B A"], target) -> tuple[Array, Array]:
     """The sound aspect and the named one; `parts` are what each adds to the gold's lead."""
-    of_where, of_shift = jax.random.split(key)
     true = jnp.where(jnp.sum(parts, axis=1) > 0, 1.0, -1.0)
     said = jnp.where(target == 0.5, true, jnp.sign(target - 0.5))
     speaks = lambda side: jnp.argmax(parts * side[:, None], axis=1).astype(jnp.int32)
-    wrong = jax.random.bernoulli(of_where, spec.wrong_critiques, target.shape) & (said == true)
-    shift = jax.random.randint(of_shift, target.shape, 1, max(spec.aspects, 2))
-    return speaks(true), jnp.where(wrong, (speaks(said) + shift) % spec.aspects, speaks(said))
+    named = draws.another(key, speaks(said), spec.aspects, spec.wrong_critiques)
+    return speaks(true), jnp.where(said == true, named, speaks(said))
 
 
 def generate(spec: PreferenceSpec) -> dict[str, Judgements]:
