@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreward import label_estimates
 from jaxreward.label_estimates import annotator_posterior, confident_counts, update_reliability
 
 
@@ -93,3 +94,17 @@ def test_rates_of_flipped_labels_are_found_with_a_calibrated_model():
     error = 5 * np.sqrt(0.25 / 10_000)
     np.testing.assert_allclose(found.false_negative, 0.3, atol=error)
     np.testing.assert_allclose(found.false_positive, 0.1, atol=error)
+
+
+def test_anchor_rates_by_hand():
+    logits = jnp.array([-3, -2, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3])
+    low, high = jnp.quantile(logits, jnp.array([0.03, 0.97]))
+    np.testing.assert_allclose([low, high], [-2.73, 2.73], atol=1e-5)
+    found = label_estimates.anchor_rates(logits)
+    np.testing.assert_allclose(found, [0.061226, 0.061226], atol=1e-6)
+    some = label_estimates.anchor_rates(
+        jnp.append(logits, jnp.nan), jnp.arange(11) < 10, quantile=0.97
+    )
+    np.testing.assert_array_equal(some, found)
+    near = label_estimates.anchor_rates(jnp.array([-0.01, 0.01]))
+    np.testing.assert_allclose(near, 0.49)  # where a correction is still possible

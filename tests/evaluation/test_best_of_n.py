@@ -1,6 +1,8 @@
 """Best-of-n from stored samples, against enumeration of all draws."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,30 @@ def test_kl():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match="n = 0"):
         bon.best_of_n_kl(0)
+
+
+def test_kl_of_many():
+    found = bon.best_of_n_kl(jnp.array([1024, 12500]))
+    np.testing.assert_allclose(found, [5.932448, 8.433564], atol=1e-5)
+
+
+def test_numbers_of_ensembles():
+    """Of arXiv 2310.02743."""
+    proxy, gold = jnp.array([0.1, 0.9, 0.4, 0.7, -0.2]), jnp.array([1, -1, 0.5, 2, 0])
+    at = lambda values: [float(bon.best_of_n(proxy, values, n)) for n in (1, 2, 3, 5)]
+    np.testing.assert_allclose(at(gold), [0.5, 0.4, 0.05, -1], atol=1e-6)
+    np.testing.assert_allclose(at(proxy), [0.38, 0.66, 0.79, 0.9], atol=1e-6)
+
+
+def test_weights_of_twelve_thousand_samples(key):
+    proxy = jax.random.permutation(key, 12_600).astype(jnp.float32)
+    weights = np.asarray(bon.best_of_n_weights(proxy, 6144), np.float64)
+    assert abs(weights.sum() - 1) < 1e-9
+    ordered = weights[np.argsort(proxy)]
+    for rank in (12_600, 12_599, 12_590):
+        exact = Fraction(math.comb(rank - 1, 6143), math.comb(12_600, 6144))
+        assert ordered[rank - 1] == pytest.approx(float(exact), rel=1e-5)
+
 
 
 def test_by_hand():

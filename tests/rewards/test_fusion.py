@@ -23,6 +23,14 @@ def test_by_hand():
     assert other == pytest.approx((2 + 0.92 * 3) / 1.92)
 
 
+def test_weights_by_hand():
+    similarity = jnp.array([[0.95, 0.92]])
+    weight = lambda own, *rewards: fuse_rewards(jnp.array([own]), similarity, jnp.array(rewards))[0]
+    found = [weight(0.0, 1.0, 0.0), weight(0.0, 0.0, 1.0), weight(1.0, 0.0, 0.0)]
+    np.testing.assert_allclose(found, [0.331010, 0.320557, 0.348432], atol=1e-6)
+
+
+
 def test_without_neighbours_and_with_a_constant():
     similarity = jnp.array([[0.5, -1.0]])
     assert fuse_rewards(OWN, similarity, jnp.array([jnp.nan, jnp.inf]))[0] == 2
