@@ -270,6 +270,37 @@ def verdict_log_prob(
     return jax.scipy.special.logsumexp(chosen, axis=-1) - normal
 
 
+class VerdictScore(NamedTuple):
+    """Log-probabilities, in nats, that the next token says yes or no; both `[B]`.
+
+    The reward is their difference; see `losses.pointwise.verdict`.
+    """
+
+    log_yes: Float[Array, "B"]
+    log_no: Float[Array, "B"]
+
+
+class Verdict(nn.Module):
+    """A generative judge: what the network's own output layer says after the last token.
+
+    Attributes:
+      yes: tokens that say yes, one or more.
+      no: tokens that say no, likewise.
+    """
+
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
+
+    def __call__(
+        self, states: States, last: Array, mask: Array, weight: Float[Array, "D V"]
+    ) -> VerdictScore:
+        """`weight`: of the output layer, which `on_transformer` passes."""
+        del states
+        hidden = _pool_some(last, mask, "last")
+        found = [verdict_log_prob(hidden, weight, tokens) for tokens in (self.yes, self.no)]
+        return VerdictScore(*(_where_tokens(mask, values) for values in found))
+
+
 class Network(NamedTuple):
     """A head on a transformer, as functions of `{"trunk", "head"}`.
 
@@ -292,16 +323,24 @@ def on_transformer(
       head: called as the module docstring says.
       layers: whose states the head is given, see `Transformer.hidden_states`.
       extra: examples of the head's further arguments, for its initialisation.
+
+    Raises:
+      ValueError: a verdict without tokens, or with one that the vocabulary does not have.
     """
     trunk = transformer.Transformer(config)
+    judges = isinstance(head, Verdict)
+    if judges:
+        _check_verdict(head, config.vocab_size)
 
-    def inputs(params: Any, tokens: Array, lengths: Array) -> tuple[States, Array, Array]:
+    def inputs(params: Any, tokens: Array, lengths: Array) -> tuple[Any, ...]:
         chosen = tuple(layers) + (config.layers,)
         *states, last = trunk.apply(
             {"params": params}, tokens, lengths, chosen, method="hidden_states"
         )
         steps = jnp.arange(tokens.shape[1], dtype=lengths.dtype)
-        return tuple(states), last, steps[None, :] < lengths[:, None]
+        found = tuple(states), last, steps[None, :] < lengths[:, None]
+        weight = lambda: trunk.apply({"params": params}, method="head_weight")
+        return (*found, weight()) if judges else found
 
     def init(key: jax.Array) -> Any:
         of_trunk, of_head = jax.random.split(key)
@@ -312,6 +351,14 @@ def on_transformer(
 
     def apply(params: Any, tokens: Int[Array, "B T"], lengths: Int[Array, "B"], *extra: Any):
         seen = inputs(params["trunk"], tokens, lengths)
-        return head.apply({"params": params["head"]}, *seen, *extra)
+        return head.apply({"params": params.get("head", {})}, *seen, *extra)
 
     return Network(init, apply)
+
+
+def _check_verdict(head: Verdict, vocabulary: int) -> None:
+    for name in ("yes", "no"):
+        tokens = getattr(head, name)
+        if not tokens or not all(0 <= token < vocabulary for token in tokens):
+            allowed = f"one token or more in [0, {vocabulary})"
+            raise ValueError(f"{name} = {tokens}; allowed is {allowed}")

@@ -80,16 +80,24 @@ def text_reward_model(
 
     Args:
       config: of the transformer.
-      head: with one score per example; of a Gaussian head the mean is the score.
+      head: with one score per example. Of a Gaussian head the mean is the score, of quantiles
+        their mean, of a verdict its log-odds.
       layers: whose states the head is given, see `Transformer.hidden_states`.
     """
     network = heads.on_transformer(config, head, layers)
 
     def score(params: Params, items: Texts) -> Float[Array, "B"]:
-        found = network.apply(params, items.tokens, items.lengths)
-        return found.mean if isinstance(found, heads.GaussianScore) else found
+        return _one_score(network.apply(params, items.tokens, items.lengths))
 
     return RewardModel(network.init, score)
+
+
+def _one_score(found: Any) -> Float[Array, "B"]:
+    if isinstance(found, heads.GaussianScore):
+        return found.mean
+    if isinstance(found, heads.VerdictScore):
+        return found.log_yes - found.log_no
+    return jnp.mean(found, axis=1) if found.ndim == 2 else found
 
 
 # Ensembles

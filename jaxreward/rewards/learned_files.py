@@ -16,7 +16,9 @@ NETWORKS = ("mlp", "text")
 HEADS = {
     "scalar": heads.Scalar,
     "gaussian": heads.Gaussian,
+    "quantiles": heads.Quantiles,
     "hierarchical": heads.HierarchicalQuery,
+    "verdict": heads.Verdict,
 }
 DESCRIPTION = "reward_model.json"
 
@@ -26,8 +28,8 @@ def build(spec: dict[str, Any]) -> RewardModel:
 
     Args:
       spec: JSON. `network` is "mlp", with the arguments of `mlp_reward_model`, or "text", with
-        `trunk` (a Hugging Face config, `hf_config.to_hf`), `head` (`kind` "scalar", "gaussian"
-        or "hierarchical", and its settings) and `layers`. An ensemble has `members` and `shared`.
+        `trunk` (a Hugging Face config, `hf_config.to_hf`), `head` (its `kind`, one of `HEADS`, and
+        its settings) and `layers`. An ensemble has `members` and `shared`.
 
     Raises:
       ValueError: an unknown network or head, or settings that it does not have.
