@@ -60,7 +60,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiments.command_line import Parser
+from experiments import command_line
 
 COLUMN_NAMES = ("prompt_id", "reward", "recheck", "group", "rollout_id", "inclusion")
 
@@ -68,22 +68,17 @@ COLUMN_NAMES = ("prompt_id", "reward", "recheck", "group", "rollout_id", "inclus
 def main(arguments: list[str] | None = None) -> int:
     """Runs the audit; returns the exit code."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leave accelerators to those who train
-    try:
+
+    def run() -> int:
         options = _parse(arguments)
         _check(options)
         return _run(options)
-    except (ValueError, OSError) as error:
-        print(f"audit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+
+    return command_line.exit_code("audit", run)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.new_parser("audit", __doc__)
     add = parser.add_argument
     add("--rollouts", type=Path, metavar="FILE", help=".jsonl or .parquet")
     add("--synthetic", nargs="?", const="prompt", metavar="SCENARIO",
@@ -130,22 +125,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--out = {options.out} exists and is not a directory")
     if options.rollouts is not None:
         check_file(options.rollouts)
-    _columns(options.columns)
-
-
-def _columns(text: str):
-    from experiments.audit_log import Columns
-
-    named = {}
-    for part in filter(None, text.split(",")):
-        name, _, column = part.partition("=")
-        if name not in COLUMN_NAMES or not column:
-            raise ValueError(
-                f"--columns has {part!r}; allowed is NAME=COLUMN with NAME one of "
-                f"{', '.join(COLUMN_NAMES)}"
-            )
-        named[name] = column
-    return Columns(**named)
+    command_line.column_names(options.columns, COLUMN_NAMES)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -177,9 +157,9 @@ def _read(options: argparse.Namespace):
     """The log as `Rollouts`, and the counts of what was left out."""
     import numpy as np
 
-    from experiments.audit_log import binary, read_log
+    from experiments.audit_log import Columns, binary, read_log
 
-    columns = _columns(options.columns)
+    columns = Columns(**command_line.column_names(options.columns, COLUMN_NAMES))
     features = tuple(filter(None, options.features.split(",")))
     explicit = columns.recheck is not None
     log = read_log(

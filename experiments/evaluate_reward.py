@@ -16,17 +16,18 @@ The file. One JSON object per line, or a parquet file with the same columns:
 
     {"prompt": "2 + 2 = ?", "chosen": "4", "rejected": ["5", "22"], "category": "sums",
      "contrast_prompt": "2 + 3 = ?", "contrast_chosen": "5",
-     "forms": ["**4**", "The answer is 4."],
+     "forms": ["**4**", "The answer is 4."], "prompt_forms": ["What is 2 + 2?"],
      "samples": ["4", "5", "four"], "gold": [1, 0, 1], "answers": ["4", "5", "4"]}
 
 `chosen` is the better answer and `rejected` one worse answer or several. Texts may be lists of
 chat messages; the prompt may then be part of them. The rest is optional: `category` (accuracy by
 kind), `contrast_prompt` and `contrast_chosen` (a similar prompt and its own better answer),
-`forms` (the better answer written otherwise), `samples` with their true rewards `gold` (best-of-n
-and over-optimisation) and `answers` (majority among samples with the same score). With --scores
-the file has `chosen_score`, `rejected_score` and optionally `contrast_score` (own prompt with own
-and contrast answer, then contrast prompt likewise), `form_scores`, `sample_scores`; texts are
-then only needed for their lengths. Name your columns with --columns chosen=winner,prompt=question.
+`forms` (the better answer written otherwise), `prompt_forms` (the prompt in other words), `samples`
+with their true rewards `gold` (best-of-n and over-optimisation) and `answers` (majority among
+samples with the same score). With --scores the file has `chosen_score`, `rejected_score` and
+optionally `contrast_score` (own prompt with own and contrast answer, then contrast prompt
+likewise), `form_scores`, `prompt_form_scores` (for each wording the chosen's, then the rejected
+ones'), `sample_scores`; texts are then only needed for their lengths. Name your columns with --columns chosen=winner,prompt=question.
 
 Refused and counted, with the first lines: records that are not objects or hold the wrong kind of
 value, empty answers, answers identical to the chosen one (the others of the record stay),
@@ -48,40 +49,30 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiments.command_line import Parser
+from experiments import command_line
 from jaxreward.training.files import atomic_path
 
-SOURCES = ("callable", "hf", "checkpoint", "scores")
+SOURCES = (*command_line.SOURCES, "scores")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the evaluation; returns the exit code."""
-    try:
+
+    def run() -> int:
         options = _parse(arguments)
         _check(options)
         return _run(options)
-    except (ValueError, OSError) as error:
-        print(f"evaluate_reward: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+
+    return command_line.exit_code("evaluate_reward", run)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.evaluate_reward",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.new_parser("evaluate_reward", __doc__)
     add = parser.add_argument
     add("--items", type=Path, metavar="FILE", help=".jsonl or .parquet")
-    add("--callable", metavar="MODULE:FUNCTION", help="(prompts, responses) -> scores")
-    add("--hf", metavar="FOLDER", help="sequence-classification model, or its name")
-    add("--checkpoint", type=Path, metavar="FOLDER", help="of this library")
-    add("--tokenizer", default="", metavar="WHERE", help="of the checkpoint, if not in its folder")
+    command_line.add_source(parser)
     add("--scores", action="store_true", help="the file holds the scores")
     add("--mdp", type=Path, metavar="FILE", help=".npz with transitions, discount, gold, rewards")
-    add("--columns", default="", metavar="NAME=COLUMN,...")
-    add("--batch-size", type=int, default=64, help="texts per block (default 64)")
     add("--bins", type=int, default=10, help="of the reliability diagram (default 10)")
     add("--name", default="", help="of the reward, for the report")
     add("--out", type=Path, default=Path("reward_report"), metavar="DIR")
@@ -92,42 +83,19 @@ def _check(options: argparse.Namespace) -> None:
     """Raises ValueError for options that cannot work, before anything slow is imported."""
     from experiments import reward_items
 
-    given = [name for name in SOURCES if getattr(options, name)]
+    named = command_line.given(options, SOURCES)
     if options.items is None and options.mdp is None:
         raise ValueError("give --items=FILE, --mdp=FILE or both")
-    if options.items is not None and len(given) != 1:
-        allowed = ", ".join(f"--{name}" for name in SOURCES)
-        raise ValueError(f"--items needs one of {allowed}; given are {len(given)}")
-    if options.items is None and given:
-        raise ValueError(f"--{given[0]} needs --items=FILE")
-    for name in ("batch_size", "bins"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} = {getattr(options, name)}; allowed is >= 1")
+    if options.items is None and named:
+        raise ValueError(f"--{named[0]} needs --items=FILE")
+    command_line.check_positive(options, "bins")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out = {options.out} exists and is not a directory")
     if options.items is not None:
+        command_line.check_source(options, SOURCES, reward_items.COLUMNS)
         reward_items.check_file(options.items)
     if options.mdp is not None and (options.mdp.suffix != ".npz" or not options.mdp.is_file()):
         raise ValueError(f"--mdp = {options.mdp}; allowed is an existing .npz file")
-    if options.checkpoint is not None and not options.checkpoint.is_dir():
-        raise ValueError(f"--checkpoint = {options.checkpoint} is not a folder")
-    _columns(options.columns)
-
-
-def _columns(text: str) -> dict[str, str]:
-    from experiments.reward_items import COLUMNS
-
-    named = {}
-    for part in filter(None, text.split(",")):
-        name, _, column = part.partition("=")
-        if name not in COLUMNS or not column:
-            raise ValueError(
-                f"--columns has {part!r}; allowed is NAME=COLUMN with NAME one of "
-                f"{', '.join(COLUMNS)}"
-            )
-        named[name] = column
-    return named
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -168,9 +136,8 @@ def _settings(options: argparse.Namespace) -> dict[str, str | int | bool]:
 def _judge_items(options: argparse.Namespace) -> dict:
     from experiments import reward_items
 
-    read = reward_items.read_items(
-        options.items, _columns(options.columns), scored=options.scores
-    )
+    names = command_line.column_names(options.columns, reward_items.COLUMNS)
+    read = reward_items.read_items(options.items, names, scored=options.scores)
     from experiments import reward_judgement, reward_sources
 
     scorer = reward_sources.from_options(options)

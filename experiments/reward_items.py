@@ -15,8 +15,8 @@ SHOWN = 5
 
 COLUMNS = (
     "prompt", "chosen", "rejected", "category", "contrast_prompt", "contrast_chosen", "forms",
-    "samples", "gold", "answers", "chosen_score", "rejected_score", "contrast_score",
-    "form_scores", "sample_scores",
+    "prompt_forms", "samples", "gold", "answers", "chosen_score", "rejected_score",
+    "contrast_score", "form_scores", "prompt_form_scores", "sample_scores",
 )
 TEXTS, SCORES = ("prompt", "chosen", "rejected"), ("chosen_score", "rejected_score")
 
@@ -32,6 +32,7 @@ class Item(NamedTuple):
       category: for averages by kind.
       contrast: a similar prompt and its own preferred answer.
       forms: the preferred answer written in other ways.
+      prompt_forms: the prompt in other words.
       samples: answers of a policy.
       gold: their true rewards.
       answers: their final answers, for ties.
@@ -45,6 +46,7 @@ class Item(NamedTuple):
     category: str | None
     contrast: tuple[str, str] | None
     forms: tuple[str, ...]
+    prompt_forms: tuple[str, ...]
     samples: tuple[str, ...]
     gold: tuple[float, ...]
     answers: tuple[str, ...]
@@ -183,6 +185,8 @@ def _item(number: int, record: dict[str, Any], scored: bool) -> Item:
         rejected = tuple(dict.fromkeys(r for r in rejected if r != chosen)) or _refuse("identical")
     elif not scores["chosen_score"] or not scores["rejected_score"]:
         _refuse("no_score")
+    elif len(scores["prompt_form_scores"]) % (1 + len(scores["rejected_score"])):
+        _refuse("prompt_form_scores_are_not_rows_of_all_answers")
     samples = tuple(_answer(s, scored)[1] for s in _listed(record["samples"], _is_answer))
     gold = _numbers(record["gold"])
     if gold and len(gold) != len(scores["sample_scores"] if scored else samples):
@@ -192,8 +196,9 @@ def _item(number: int, record: dict[str, Any], scored: bool) -> Item:
         _refuse("answers_and_gold_differ_in_number")
     return Item(
         number, prompt, chosen, rejected, _category(record["category"]), _contrast(record, scored),
-        tuple(_answer(f, scored)[1] for f in _listed(record["forms"], _is_answer)), samples, gold,
-        answers, scores,
+        tuple(_answer(f, scored)[1] for f in _listed(record["forms"], _is_answer)),
+        tuple(map(_dialogue, _listed(record["prompt_forms"], _is_answer))), samples, gold, answers,
+        scores,
     )
 
 

@@ -32,6 +32,7 @@ class Scored(NamedTuple):
       rejected: `[B, R]`.
       contrast: `[B, 2, 2]`, see `reward_benchmarks.response_consistency`.
       forms: `[B, F]`.
+      reworded: `[B, W, 1 + R]`, the chosen and the rejected under other wordings of the prompt.
       samples: `[B, M]`.
       gold: `[B, M]`.
       answers: `[B, M]` codes.
@@ -43,6 +44,7 @@ class Scored(NamedTuple):
     rejected: np.ndarray
     contrast: np.ndarray
     forms: np.ndarray
+    reworded: np.ndarray
     samples: np.ndarray
     gold: np.ndarray
     answers: np.ndarray
@@ -66,8 +68,10 @@ def _groups(item: Item) -> list[list[tuple[str, str]]]:
             (prompt, chosen),
         ]
     forms = [(item.prompt, form) for form in item.forms]
+    answers = (item.chosen, *item.rejected)
+    reworded = [(prompt, answer) for prompt in item.prompt_forms for answer in answers]
     samples = [(item.prompt, s) for s in item.samples] if item.gold else []
-    return [*own, contrast, forms, samples]
+    return [*own, contrast, forms, reworded, samples]
 
 
 def scored(items: Sequence[Item], scores: np.ndarray) -> Scored:
@@ -84,19 +88,23 @@ def scored(items: Sequence[Item], scores: np.ndarray) -> Scored:
 
 def from_file(items: Sequence[Item]) -> Scored:
     """The scores that the file itself holds."""
-    names = ("chosen_score", "rejected_score", "contrast_score", "form_scores", "sample_scores")
+    names = (
+        "chosen_score", "rejected_score", "contrast_score", "form_scores", "prompt_form_scores",
+        "sample_scores",
+    )  # fmt: skip
     return _arrays(items, [[item.scores[name] for name in names] for item in items])
 
 
 def _arrays(items: Sequence[Item], rows: list[list[Sequence[float]]]) -> Scored:
-    chosen, rejected, contrast, forms, samples = zip(*rows)
+    chosen, rejected, contrast, forms, reworded, samples = zip(*rows)
     whole = [c if len(c) == 4 else () for c in contrast]
     codes: dict[str, int] = {}
     answers = [[codes.setdefault(a, len(codes)) for a in item.answers] for item in items]
     width = max(map(len, samples))
     return Scored(
         _padded([row[:1] for row in chosen])[:, 0], _padded(rejected),
-        _padded(whole)[:, :4].reshape(-1, 2, 2), _padded(forms), _padded(samples, width),
+        _padded(whole)[:, :4].reshape(-1, 2, 2), _padded(forms), _reworded(rejected, reworded),
+        _padded(samples, width),
         _padded([item.gold for item in items], width), _padded(answers, width),
         _padded([[len(item.chosen) or math.nan] for item in items])[:, 0],
         _padded([[len(r) for r in item.rejected] for item in items], max(map(len, rejected))),
@@ -109,6 +117,17 @@ def _padded(rows: Sequence[Sequence[float]], width: int = 0) -> np.ndarray:
     found = np.full((_power(max(len(rows), 32)), _power(width)), np.nan)
     for row, values in zip(found, rows):
         row[: len(values)] = values
+    return found
+
+
+def _reworded(rejected: Sequence[Sequence[float]], rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Rows of scores, those of a wording together, as `[B, W, 1 + R]`."""
+    shape = (len(rows), max(len(r) // (1 + len(own)) for own, r in zip(rejected, rows)))
+    answers = 1 + _padded(rejected).shape[1]
+    found = np.full((_power(max(shape[0], 32)), _power(max(shape[1], 1)), answers), np.nan)
+    for place, own, row in zip(found, rejected, rows):
+        part = np.asarray(row, float).reshape(-1, 1 + len(own))
+        place[: part.shape[0], : part.shape[1]] = part
     return found
 
 
@@ -125,6 +144,7 @@ def judge(items: Sequence[Item], s: Scored, *, bins: int = 10) -> dict[str, Any]
         "categories": _categories(items, m),
         "calibration": _calibration(m),
         "contrast": _contrast(m),
+        "wording": _wording(m),
         "length": _length(m),
         "format": _format(m),
         "best_of_n": _best_of_n(s, m),
@@ -151,6 +171,10 @@ def _measure(s: Scored, bins: int) -> dict[str, Any]:
         "win_rate": benchmarks.win_rate(s.chosen, s.rejected, mask),
         "calibration": _measure_calibration(margin, mask.ravel(), bins),
         "contrast": _measure_contrast(s.contrast),
+        "wording": sensitivity.wording_effect(
+            jnp.where(mask, s.chosen[:, None] - s.rejected, jnp.nan),
+            s.reworded[:, :, :1] - s.reworded[:, :, 1:],
+        ),
         "length": _measure_length(s, margin, mask),
         "format": _measure_format(s),
         "best_of_n": _measure_best_of_n(s),
@@ -294,6 +318,13 @@ def _contrast(m: dict[str, Any]) -> dict[str, Figure | None] | None:
     own = dict(m["contrast"])
     known = own.pop("known")
     return {name: mean(values, known) for name, values in own.items()} if known.any() else None
+
+
+def _wording(m: dict[str, Any]) -> dict[str, Figure | None] | None:
+    own = m["wording"]
+    if not own.known.any():
+        return None
+    return {"order_kept": mean(own.kept, own.known), "reworded_right": mean(own.right, own.known)}
 
 
 def _length(m: dict[str, Any]) -> dict[str, Any] | None:

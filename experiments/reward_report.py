@@ -18,6 +18,8 @@ LABELS = {
     "response_consistency_both_directions": "the same, from both prompts",
     "instruction_consistency": "answer worth more for its own prompt",
     "instruction_consistency_both_directions": "the same, from both prompts",
+    "order_kept": "pairs that another wording of the prompt leaves in their order",
+    "reworded_right": "pairs in the right order under other wordings",
     "accuracy_longer": "right, where the better answer is longer",
     "accuracy_shorter": "right, where the better answer is shorter",
     "bias": "difference of the two",
@@ -30,20 +32,23 @@ LABELS = {
 }
 SECTIONS = (
     ("preference", "Preference"), ("categories", "Right answer above all others, by category"),
-    ("contrast", "Contrast"), ("length", "Length"), ("format", "Format"),
+    ("contrast", "Contrast"), ("wording", "Other wordings of the prompt"), ("length", "Length"),
+    ("format", "Format"),
 )
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The whole report."""
-    parts = [f"# Reward: {result['reward']}"]
+    """The whole report: what was judged, warnings, and one table."""
+    parts, rows = [f"# Reward: {result['reward']}"], [["", "value", "95% interval", "of"]]
     if "items" in result:
         parts += [_items(result), *_warnings(result)]
-        parts += [_section(title, result[key]) for key, title in SECTIONS if result[key]]
-        parts += [_calibration(result["calibration"]), _best_of_n(result["best_of_n"])]
+        for key, title in SECTIONS:
+            rows += _titled(title, _measures(result[key] or {}))
+        rows += _titled("Calibration", _calibration(result["calibration"]))
+        rows += _titled("Best of n", _best_of_n(result["best_of_n"]))
     if "mdp" in result:
-        parts.append(_mdp(result["mdp"]))
-    return "\n\n".join(part for part in parts if part) + "\n"
+        rows += _titled("Distance from gold", _mdp(result["mdp"]))
+    return "\n\n".join([*parts, report.markdown_table(rows)]) + "\n"
 
 
 def _items(result: dict[str, Any]) -> str:
@@ -67,10 +72,12 @@ def _warnings(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def _section(title: str, figures_: dict[str, Any]) -> str:
-    rows = [["", "value", "95% interval", "of"]]
-    rows += [[LABELS.get(name, name), *_cells(own)] for name, own in figures_.items() if own]
-    return f"## {title}\n\n{report.markdown_table(rows)}"
+def _titled(title: str, rows: list[list[str]]) -> list[list[str]]:
+    return [[f"**{title}**", "", "", ""], *rows] if rows else []
+
+
+def _measures(figures_: dict[str, Any]) -> list[list[str]]:
+    return [[LABELS.get(name, name), *_cells(own)] for name, own in figures_.items() if own]
 
 
 def _cells(own: dict[str, Any]) -> list[str]:
@@ -79,39 +86,41 @@ def _cells(own: dict[str, Any]) -> list[str]:
     return [number(own["value"]), interval, str(own["count"] or "")]
 
 
-def _calibration(own: dict[str, Any] | None) -> str:
+def _calibration(own: dict[str, Any] | None) -> list[list[str]]:
     if own is None:
-        return ""
-    rows = [["sigmoid of", "expected calibration error", "Brier score"]]
+        return []
+    rows = []
     for name, label in (
         ("raw", "the difference"), ("scaled", f"{own['best_scale']:.3g} times the difference")
     ):
-        error, brier = own[name]["expected_calibration_error"], own[name]["brier_score"]
-        rows.append([label, f"{error:.3f}", f"{brier['value']:.3f}"])
-    return f"## Calibration\n\n{report.markdown_table(rows)}"
+        error = own[name]["expected_calibration_error"]
+        rows.append([f"calibration error, sigmoid of {label}", f"{error:.3f}", "", ""])
+        rows.append([f"Brier score, sigmoid of {label}", *_cells(own[name]["brier_score"])])
+    return rows
 
 
-def _best_of_n(own: dict[str, Any] | None) -> str:
+def _best_of_n(own: dict[str, Any] | None) -> list[list[str]]:
     if own is None:
-        return ""
-    rows = [["n", "KL", "reward", "gold"]]
-    for n, kl, proxy, gold in zip(own["n"], own["kl"], own["proxy"], own["gold"]):
-        rows.append([str(n), f"{kl:.3f}", f"{proxy['value']:.3f}", _cells(gold)[0] + " " + _cells(gold)[1]])
-    lines = [f"## Best of n\n\n{report.markdown_table(rows)}"]
-    lines.append(f"Correlation of reward and gold: {own['correlation']['value']:.3f}.")
+        return []
+    rows = [
+        [f"gold of the best of {n} (KL {kl:.2f})", *_cells(gold)]
+        for n, kl, gold in zip(own["n"], own["kl"], own["gold"])
+    ]
+    rows.append(["correlation of reward and gold", *_cells(own["correlation"])])
     if "collapse" in own:
-        lines.append(f"Gold is greatest at n = {own['peak_n']} and falls by {own['collapse']:.3f}.")
+        fall = f"fall of gold from its peak, at n = {own['peak_n']}"
+        rows.append([fall, f"{own['collapse']:.3f}", "", ""])
     if own["top_with_majority"]:
-        value = own["top_with_majority"]["value"]
-        lines.append(f"Of the top samples of all, ties to the majority, gold is {value:.3f}.")
-    return "\n\n".join(lines)
+        rows.append([LABELS["top_with_majority"], *_cells(own["top_with_majority"])])
+    return rows
 
 
-def _mdp(own: dict[str, dict[str, float]]) -> str:
-    names = list(next(iter(own.values())))
-    rows = [["reward", *(name.replace("_", " ") for name in names)]]
-    rows += [[reward, *(f"{found[n]:.4f}" for n in names)] for reward, found in own.items()]
-    return f"## Distance from gold\n\n{report.markdown_table(rows)}"
+def _mdp(own: dict[str, dict[str, float]]) -> list[list[str]]:
+    return [
+        [f"{reward}: {name.replace('_', ' ')}", f"{value:.4f}", "", ""]
+        for reward, found in own.items()
+        for name, value in found.items()
+    ]
 
 
 def save_figure(path: Path, result: dict[str, Any]) -> None:
@@ -128,7 +137,7 @@ def _panels(result: dict[str, Any]) -> list[Callable[[Any], None]]:
     panels: list[Callable[[Any], None]] = []
     if "items" in result:
         shares = dict(result["preference"])
-        for key in ("contrast", "format"):
+        for key in ("contrast", "wording", "format"):
             shares.update({k: v for k, v in (result[key] or {}).items() if k != "spread"})
         for key in ("accuracy_longer", "accuracy_shorter"):
             shares[key] = (result["length"] or {}).get(key)

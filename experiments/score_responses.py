@@ -22,12 +22,11 @@ import sys
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
-from experiments import reward_items
-from experiments.command_line import Parser
+from experiments import command_line, reward_items
 from jaxreward.training.files import atomic_path
 from jaxreward.training.progress import open_progress
 
-SOURCES = ("callable", "hf", "checkpoint")
+NAMES = ("prompt", "response")
 
 
 class Row(NamedTuple):
@@ -40,58 +39,30 @@ class Row(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the scoring; returns the exit code."""
-    try:
+
+    def run() -> int:
         options = _parse(arguments)
         _check(options)
         return _run(options)
-    except (ValueError, OSError) as error:
-        print(f"score_responses: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+
+    return command_line.exit_code("score_responses", run)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.score_responses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line.new_parser("score_responses", __doc__)
     add = parser.add_argument
     add("--responses", type=Path, required=True, metavar="FILE", help=".jsonl or .parquet")
-    add("--callable", metavar="MODULE:FUNCTION", help="(prompts, responses) -> scores")
-    add("--hf", metavar="FOLDER", help="sequence-classification model, or its name")
-    add("--checkpoint", type=Path, metavar="FOLDER", help="of this library")
-    add("--tokenizer", default="", metavar="WHERE", help="of the checkpoint, if not in its folder")
-    add("--columns", default="", metavar="NAME=COLUMN,...", help="of prompt and response")
-    add("--batch-size", type=int, default=64, help="records per block (default 64)")
+    command_line.add_source(parser)
     add("--out", type=Path, default=Path("scores.jsonl"), metavar="FILE")
     return parser.parse_args(arguments)
 
 
 def _check(options: argparse.Namespace) -> None:
     """Raises ValueError for options that cannot work, before anything slow is imported."""
-    given = [name for name in SOURCES if getattr(options, name)]
-    if len(given) != 1:
-        allowed = ", ".join(f"--{name}" for name in SOURCES)
-        raise ValueError(f"allowed is one of {allowed}; given are {len(given)}")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size = {options.batch_size}; allowed is >= 1")
-    if options.checkpoint is not None and not options.checkpoint.is_dir():
-        raise ValueError(f"--checkpoint = {options.checkpoint} is not a folder")
+    command_line.check_source(options, command_line.SOURCES, NAMES)
     if options.out.is_dir() or options.out == options.responses:
         raise ValueError(f"--out = {options.out}; allowed is a file that is not --responses")
     reward_items.check_file(options.responses)
-    _columns(options.columns)
-
-
-def _columns(text: str) -> dict[str, str]:
-    names = {"prompt": "prompt", "response": "response"}
-    for part in filter(None, text.split(",")):
-        name, _, column = part.partition("=")
-        if name not in names or not column:
-            raise ValueError(f"--columns has {part!r}; allowed are prompt=COLUMN, response=COLUMN")
-        names[name] = column
-    return names
 
 
 def rows(path: Path, names: dict[str, str]) -> Iterator[Row]:
@@ -134,7 +105,8 @@ def _written(row: Row, values: Iterator[float]) -> dict[str, Any]:
 def _run(options: argparse.Namespace) -> int:
     from experiments import reward_sources
 
-    scorer, names = reward_sources.from_options(options), _columns(options.columns)
+    scorer = reward_sources.from_options(options)
+    names = dict(zip(NAMES, NAMES)) | command_line.column_names(options.columns, NAMES)
     total = sum(1 for _ in reward_items.records(options.responses))  # one at a time
     counts = {"records": 0, "refused": 0, "without a score": 0}
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -135,3 +135,31 @@ def format_effect(
     same = jnp.all(above | ~mask, axis=1) | jnp.all(~above | ~mask, axis=1)
     flips = masked.mean((~same).astype(jnp.float32), several)
     return FormatEffect(jnp.where(between > 0, spread, 0.0), flips, masked.count(several))
+
+
+class WordingEffect(NamedTuple):
+    """Whether preferences outlive another wording of the prompt.
+
+    Attributes:
+      kept: share of the pairs, over wordings, that stay in their order, for each problem; a tie is
+        an order of its own.
+      right: share in the right order under the other wordings; a tie is not.
+      known: whether the problem has such a pair.
+    """
+
+    kept: Float[Array, "B"]
+    right: Float[Array, "B"]
+    known: Bool[Array, "B"]
+
+
+def wording_effect(margins: Float[Array, "B R"], reworded: Float[Array, "B W R"]) -> WordingEffect:
+    """See `WordingEffect`.
+
+    Args:
+      margins: reward of the right answer less those of the `R` others; not finite is missing.
+      reworded: the same under each of the `W` other wordings.
+    """
+    mask = jnp.isfinite(margins)[:, None] & jnp.isfinite(reworded)
+    mean = lambda held: masked.mean(held.astype(jnp.float32), mask, axis=(1, 2))
+    kept = jnp.sign(reworded) == jnp.sign(margins)[:, None]
+    return WordingEffect(mean(kept), mean(reworded > 0), jnp.any(mask, axis=(1, 2)))

@@ -62,6 +62,21 @@ def test_length_effect():
     assert only_longer.bias == 0 and only_longer.shorter == 0
 
 
+def test_wording_effect():
+    nan = jnp.nan
+    margins = jnp.array([[1.0, -1.0, 0.0], [2.0, nan, nan], [nan, nan, nan], [1.0, nan, nan]])
+    reworded = jnp.array([
+        [[0.5, -2.0, 0.0], [-1.0, 1.0, 1.0]],
+        [[3.0, 1.0, nan], [nan, 1.0, nan]],
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]],
+        [[nan, nan, nan], [nan, nan, nan]],
+    ])  # fmt: skip
+    found = jax.jit(sensitivity.wording_effect)(margins, reworded)
+    np.testing.assert_array_equal(found.known, [True, True, False, False])
+    np.testing.assert_allclose(found.kept[:2], [3 / 6, 1])
+    np.testing.assert_allclose(found.right[:2], [3 / 6, 1])
+
+
 def test_format_effect():
     rewards = jnp.array([[1.0, 3.0, jnp.nan], [5.0, 7.0, 6.0], [2.0, jnp.nan, jnp.nan]])
     found = FORMAT(rewards, jnp.array([2.0, 4.0, 0.0]))

@@ -37,7 +37,7 @@ def record(number, **changes):
         "rejected": ["no", "nay"] if longer else ["quite wrong"],
         "category": "long" if longer else "short",
         "contrast_prompt": "question", "contrast_chosen": "short",
-        "forms": ["l"] if longer else ["a long form of yes"],
+        "forms": ["l"] if longer else ["a long form of yes"], "prompt_forms": ["ask", "another"],
         "samples": ["a", "bb", "ccc", "dddd"], "gold": [0, 1, 1, 0], "answers": ["0", "1", "1", "0"],
     }
     return {**own, **changes}
@@ -74,6 +74,9 @@ def test_a_callable_is_judged(tmp_path, capsys):
     assert value(found["length"], "bias") == 1
     assert value(found["length"], "rank_correlation") > 0.95
     assert value(found["format"], "flips") == 1
+    # The prompt's length is added to every answer alike.
+    assert value(found["wording"], "order_kept") == 1
+    assert value(found["wording"], "reworded_right") == pytest.approx(2 / 3)
     # Own prompts are longer than the similar one by 2 characters; answers of 3 and 5 characters.
     assert value(found["contrast"], "instruction_consistency") == 1
     assert value(found["contrast"], "response_consistency") == pytest.approx(2 / 3)
@@ -105,6 +108,24 @@ def test_scores_in_parquet_and_jsonl_agree(tmp_path):
     rank = np.mean([1 / 3, 1 / 3, 1 / 2, 1])
     assert value(first["preference"], "reciprocal_rank") == pytest.approx(rank)
     assert [g["value"] for g in first["best_of_n"]["gold"]] == [0.5, 1.0]
+
+
+def test_scores_of_other_wordings(tmp_path, capsys):
+    own = {"chosen_score": 2.0, "rejected_score": [1.0, 3.0]}
+    rows = [
+        {**own, "prompt_form_scores": [[2, 1, 3], [2, 3, 3]]},  # both kept; the first turns round
+        {**own, "prompt_form_scores": [0, -1, None]},  # one wording, in one row
+        own,
+        {**own, "prompt_form_scores": [1, 2]},
+    ]
+    assert run(tmp_path, "--items", write(tmp_path / "a.jsonl", rows), "--scores") == 0
+    found = summary(tmp_path)
+    reason = "prompt_form_scores_are_not_rows_of_all_answers"
+    assert found["items"]["refused"] == {reason: {"count": 1, "lines": [4]}}
+    assert found["wording"]["order_kept"]["count"] == 2
+    assert value(found["wording"], "order_kept") == pytest.approx((3 / 4 + 1) / 2)
+    assert value(found["wording"], "reworded_right") == pytest.approx((1 / 4 + 1) / 2)
+    assert "another wording of the prompt" in capsys.readouterr().out
 
 
 def test_what_cannot_be_used_is_counted(tmp_path, capsys):
@@ -166,6 +187,36 @@ def test_checkpoints_of_vectors_and_of_texts(tmp_path):
     np.testing.assert_allclose(scorer(["", ""], ["[2, 1]", "[1, 2]"]), scores, rtol=1e-5)
     with pytest.raises(ValueError, match="no list of 2 numbers"):
         scorer([""], ["[1]"])
+
+
+@pytest.mark.parametrize("head", [
+    {"kind": "scalar"}, {"kind": "quantiles", "count": 3}, {"kind": "verdict", "yes": [5], "no": [6]},
+])  # fmt: skip
+def test_checkpoints_of_texts(tmp_path, head):
+    from jaxreward.networks import hf_config
+    from jaxreward.networks.transformer_config import TransformerConfig
+    from jaxreward.rewards import learned, learned_files
+    from jaxreward.tasks import tokenizer as tokenizers
+
+    pytest.importorskip("safetensors")
+    tokenizer = tokenizers.make_tokenizer()
+    config = TransformerConfig(
+        tokenizer.vocab_size, width=8, layers=1, heads=2, kv_heads=1, intermediate=8
+    )
+    spec = {"network": "text", "trunk": hf_config.to_hf(config, "float32"), "head": head}
+    model = learned_files.build(spec)
+    params = model.init(jax.random.key(0))
+    learned_files.save(tmp_path / "model", params, spec)
+    rows = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": [str(i)]} for i in range(4)]
+    where = ("--tokenizer", "jaxreward.tasks.tokenizer:ALPHABET")
+    path = write(tmp_path / "a.jsonl", rows)
+    assert run(tmp_path, "--items", path, "--checkpoint", tmp_path / "model", *where) == 0
+    assert summary(tmp_path)["scores"]["count"] == 8
+    found = reward_sources.from_checkpoint(tmp_path / "model", where[1])(["2+1="], ["3"])
+    tokens = tokenizers.encode(tokenizer, ["2+1=3"], eos=True)
+    texts = learned.Texts(jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths))
+    own = model.score(params, texts)
+    np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-6)
 
 
 def test_distances_in_an_mdp(tmp_path, capsys):
@@ -230,6 +281,34 @@ def test_hugging_face_models_need_their_packages(tmp_path, capsys, monkeypatch):
     path = write(tmp_path / "a.jsonl", [record(1)])
     assert run(tmp_path, "--items", path, "--hf", "model") == 2
     assert "needs the packages transformers and torch" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # torch and transformers are imported
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_a_hugging_face_model_is_judged(tmp_path, template):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 4}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = transformers.LlamaConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_labels=1,
+        num_attention_heads=2, pad_token_id=0,
+    )
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": "a ", "chosen": "b", "rejected": ["c", "b c a"]}]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert run(tmp_path, "--items", path, "--hf", tmp_path / "model") == 0
+    assert summary(tmp_path)["scores"]["count"] == 3
+    scorer = reward_sources.from_hugging_face(str(tmp_path / "model"))
+    with torch.no_grad():
+        expected = [model(torch.tensor([row])).logits[0, 0].item() for row in ([2, 3], [2, 3, 4, 2])]
+    np.testing.assert_allclose(scorer(["a ", "a "], ["b", "b c a"]), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_intervals():
