@@ -3,6 +3,10 @@
 First choice: a default that pays half the time, a rare spark that pays when its follow-up, one of
 three, is right, and a hundred choices of noise that pay a quarter of the time. Whether the spark is
 still there when its follow-up has been learned depends on what protects it until then.
+
+With `study.every_follow_up` each first choice is followed by one of three, and pays only if that is
+right: the default's is already learned, those of the noise are not, so that noise pays a twelfth at
+the start.
 """
 
 from typing import Any, NamedTuple
@@ -21,12 +25,13 @@ from jaxreward.types import make_signal
 
 NOISE, FOLLOW_UPS = 100, 3
 DEFAULT_PAYS, NOISE_PAYS = 0.5, 0.25
+LEARNED = 4.0  # logit of the default's right follow-up, where it has one
 
 Params = dict[str, Array]
 
 
 class Rollout(NamedTuple):
-    """What was chosen, `[P, G, 2]` (the follow-up counts after the spark only), and its reward."""
+    """What was chosen, `[P, G, 2]`, which of it counts, and its reward."""
 
     taken: Int[Array, "P G 2"]
     mask: Array
@@ -52,17 +57,7 @@ def make_study(config: ml_collections.ConfigDict) -> Study:
 
 
 def _train(key: jax.Array, settings, own) -> dict[str, Any]:
-    start = {
-        "first": jnp.log(
-            jnp.concatenate(
-                [
-                    jnp.array([1.0 - settings.spark - settings.noise, settings.spark]),
-                    jnp.full((NOISE,), settings.noise / NOISE),
-                ]
-            )
-        ),
-        "second": jnp.zeros((FOLLOW_UPS,)),
-    }
+    start = _start(settings)
     knobs = {**settings.defaults.to_dict(), **own.to_dict()}
 
     def one(carry, step):
@@ -82,9 +77,10 @@ def _train(key: jax.Array, settings, own) -> dict[str, Any]:
 
     (params, _), sparks = jax.lax.scan(one, (start, start), jnp.arange(settings.rollouts))
     first, second = (jax.nn.softmax(params[name]) for name in ("first", "second"))
-    pays = jnp.concatenate(
-        [jnp.array([DEFAULT_PAYS]), second[:1], jnp.full((NOISE,), NOISE_PAYS, jnp.float32)]
-    )
+    if settings.every_follow_up:
+        pays = _luck() * second[:, 0]
+    else:
+        pays = _luck().at[1].set(second[0, 0])
     return {
         "spark": first[1],
         "spark_early": sparks[min(40, settings.rollouts - 1)],
@@ -95,23 +91,46 @@ def _train(key: jax.Array, settings, own) -> dict[str, Any]:
     }
 
 
+def _start(settings) -> Params:
+    """Logits of the first choice `[102]`, and of the follow-ups, one row or one for each `[., 3]`."""
+    rest = jnp.full((NOISE,), settings.noise / NOISE)
+    known = jnp.array([1.0 - settings.spark - settings.noise, settings.spark])
+    rows = NOISE + 2 if settings.every_follow_up else 1
+    second = jnp.zeros((rows, FOLLOW_UPS))
+    if settings.every_follow_up:
+        second = second.at[0, 0].set(LEARNED)
+    return {"first": jnp.log(jnp.concatenate([known, rest])), "second": second}
+
+
+def _luck() -> Float[Array, "102"]:
+    """How often each first choice pays at best."""
+    noise = jnp.full((NOISE,), NOISE_PAYS, jnp.float32)
+    return jnp.concatenate([jnp.array([DEFAULT_PAYS, 1.0]), noise])
+
+
+def _row(params: Params, first: Int[Array, "P G"]) -> Int[Array, "P G"]:
+    """The row of the follow-ups after each first choice."""
+    return first if params["second"].shape[0] > 1 else jnp.zeros_like(first)
+
+
 def _sample(params: Params, key: jax.Array, settings) -> Rollout:
     shape, keys = (settings.groups, settings.group_size), jax.random.split(key, 3)
     a = jax.random.categorical(keys[0], params["first"], shape=shape)
-    b = jax.random.categorical(keys[1], params["second"], shape=shape)
-    luck = jax.random.uniform(keys[2], shape, jnp.float32)
-    by_luck = jnp.where(a == 0, luck < DEFAULT_PAYS, luck < NOISE_PAYS)
-    pays = jnp.where(a == 1, b == 0, by_luck).astype(jnp.float32)
+    b = jax.random.categorical(keys[1], params["second"][_row(params, a)])
+    lucky = jax.random.uniform(keys[2], shape, jnp.float32) < _luck()[a]
+    counts = jnp.ones(shape, bool) if settings.every_follow_up else a == 1
+    pays = (lucky & ((b == 0) | ~counts)).astype(jnp.float32)
     chain = advantage.grpo()
     advantages = chain.update(key, make_signal(pays), chain.init())[0].advantages
-    mask = jnp.stack([jnp.ones(shape, bool), a == 1], axis=-1)
+    mask = jnp.stack([jnp.ones(shape, bool), counts], axis=-1)
     taken = jnp.stack([a, b], axis=-1)
     return Rollout(taken, mask, _log_probs(params, taken), advantages)
 
 
 def _log_probs(params: Params, taken: Int[Array, "P G 2"]) -> Float[Array, "P G 2"]:
-    logs = [jax.nn.log_softmax(params[name]) for name in ("first", "second")]
-    return jnp.stack([log[taken[..., i]] for i, log in enumerate(logs)], axis=-1)
+    a, b = taken[..., 0], taken[..., 1]
+    first, second = (jax.nn.log_softmax(params[name]) for name in ("first", "second"))
+    return jnp.stack([first[a], second[_row(params, a), b]], axis=-1)
 
 
 def _loss(params: Params, proxy: Params, own: Rollout, knobs: dict[str, Any]) -> Array:
@@ -136,11 +155,10 @@ def _loss(params: Params, proxy: Params, own: Rollout, knobs: dict[str, Any]) ->
 
 def _proxy_scores(params: Params, proxy: Params, taken: Int[Array, "P G 2"]) -> lp.ProxyScores:
     found = []
+    rows = (jnp.zeros_like(taken[..., 0]), _row(params, taken[..., 0]))
     for i, name in enumerate(("first", "second")):
-        shape = taken.shape[:2]
-        spread = lambda leaf: jnp.broadcast_to(leaf, shape + leaf.shape)
-        filtered = lp.filtered_proxy(jax.nn.log_softmax(proxy[name]))
-        filtered = lp.Proxy(*(spread(leaf) for leaf in filtered))
-        own = spread(jax.nn.log_softmax(params[name]))
+        pick = lambda leaf: jnp.atleast_2d(leaf)[rows[i]]
+        filtered = lp.filtered_proxy(pick(jax.nn.log_softmax(proxy[name])))
+        own = pick(jax.nn.log_softmax(params[name]))
         found.append(lp.proxy_scores(own, filtered, taken[..., i]))
     return lp.ProxyScores(*(jnp.stack(leaves, axis=-1) for leaves in zip(*found)))

@@ -41,8 +41,32 @@ def test_minibatches_divide_the_groups_and_change_the_result():
     assert not np.allclose(whole["spark"], parts["spark"])
 
 
+def test_follow_ups_of_every_choice_erase_the_spark():
+    """The card's tree: noise that has yet to learn its own follow-ups makes the default look better."""
+    found = run(("grpo", "lagged_k3"), 400, every_follow_up=True)
+    wins = {arm: float(own["spark_wins"].mean()) for arm, own in found.items()}
+    assert wins["grpo"] <= 0.125 and wins["lagged_k3"] >= 0.75
+    np.testing.assert_allclose(found["grpo"]["reward"].mean(), 0.5, atol=0.06)
+
+
+def test_where_only_the_spark_has_a_follow_up_only_that_counts():
+    keys = jax.random.split(jax.random.key(0), 2)
+    for every in (False, True):
+        config = tree_config.get_config()
+        config.study.every_follow_up = every
+        params = spark_tree._start(config.study)
+        rollout = spark_tree._sample(params, keys[0], config.study)
+        first = np.asarray(rollout.taken[..., 0])
+        np.testing.assert_array_equal(rollout.mask[..., 1], (first == 1) | every)
+        logs = [np.asarray(jax.nn.log_softmax(own)) for own in (params["first"], params["second"])]
+        row = first if every else 0 * first
+        np.testing.assert_allclose(rollout.log_probs[..., 0], logs[0][first], rtol=1e-5)
+        expected = logs[1][row, np.asarray(rollout.taken[..., 1])]
+        np.testing.assert_allclose(rollout.log_probs[..., 1], expected, rtol=1e-5)
+
+
 def test_every_variant_of_the_config():
-    for variant in ("", "minibatches", "smoke"):
+    for variant in tree_config.VARIANTS:
         assert set(tree_config.get_config(variant).study.arms) >= {"grpo", "lagged_k3"}
     with pytest.raises(ValueError, match="variant 'large'"):
         tree_config.get_config("large")
