@@ -28,6 +28,7 @@ import ml_collections
 from configs import common
 
 ARMS = ("prob", "mean_prob", "log_prob", "mean_log_prob")
+ANSWERS = "eval/answer_log_prob"
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -55,16 +56,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.evaluation.start_samples = 16
     config.settings = ("tuned",)
     config.prompts_per_step = 8
-    config.seeds = 5
+    config.seeds = 3 if arg == "long" else 5
     config.steps = 30 if arg == "long" else 60
     config.hyper.learning_rate = 2e-4
     config.hyper.kl_coefficient = 0.1
     config.tune.learning_rate = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+    if arg == "long":
+        config.tune.learning_rate = (1e-4, 5e-4, 2e-3)
+        config.tune.metric = ANSWERS  # nothing verifies these answers
     config.tune.kl_coefficient = (0.1,)
     config.tune.seeds = 1
     config.tune.steps = 15 if arg == "long" else 30
     _add_arms(config)
-    if arg != "long":
+    if arg == "long":
+        _add_long_claims(config)
+    else:
         config.claims.binary_learns = common.claim("binary", "start", "tuned")
         for name in ARMS:
             config.claims[f"{name}_near_binary"] = common.claim(name, "binary", "tuned", 0.05)
@@ -73,6 +79,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.evaluation.start_samples = 2
         common.keep_arms(config, ("binary", "log_prob"))
     return config
+
+
+def _add_long_claims(config: ml_collections.ConfigDict) -> None:
+    """On the log-probability of the reference answers behind the policy's own reasoning."""
+    pairs = [(arm, "start") for arm in ("log_prob", "mean_log_prob", "mean_prob", "jepo")]
+    pairs += [("log_prob", "prob"), ("log_prob", "binary")]
+    for better, worse in pairs:
+        own = common.claim(better, worse, "tuned")
+        own.claim = f"{better} makes long answers more probable than {worse}"
+        own.metric = ANSWERS
+        config.claims[f"{better}_above_{worse}"] = own
+    same = common.claim("prob", "start", "tuned", 0.02)
+    same.claim = "prob leaves long answers as probable as the start does, to 0.02 nats a token"
+    same.metric, same.equivalent = ANSWERS, True
+    config.claims.prob_is_flat = same
 
 
 def _add_arms(config: ml_collections.ConfigDict) -> None:

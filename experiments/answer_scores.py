@@ -3,7 +3,8 @@
 Inside the jitted step each response's reasoning is followed by the reference answer
 (`rewards.likelihoods.splice`) and scored in one teacher-forced pass by the policy that wrote it,
 and by the KL reference; the chain finds the log-probabilities in `aux`. Once before training the
-start scores the answers straight after the prompts, without reasoning.
+start scores the answers straight after the prompts, without reasoning. Evaluations say how probable
+the policy finds the answers of the evaluation prompts behind its own reasoning.
 """
 
 from typing import Any
@@ -14,13 +15,15 @@ import ml_collections
 import numpy as np
 
 from experiments import rlvr_model
+from experiments.rlvr_config import ANSWERS
 from experiments.rlvr_problem import Problem
+from jaxreward import masked
 from jaxreward.policies.language import Prompts
 from jaxreward.rewards import likelihoods
 from jaxreward.tasks import pipeline
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training.exits import ConfigError
-from jaxreward.types import Trajectories
+from jaxreward.types import Policy, Trajectories
 
 PROVIDED = (
     "spliced",
@@ -36,6 +39,10 @@ PROVIDED = (
 
 BASE = ("base_log_probs", "base_mask")
 """Columns of the training rows."""
+
+METRIC = ANSWERS
+"""Mean natural log-probability of a token of the reference answer behind the policy's own
+reasoning; its exponential with the sign turned is a perplexity."""
 
 
 def separator_id(config: ml_collections.ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
@@ -74,6 +81,29 @@ def with_base_scores(config: ml_collections.ConfigDict, problem: Problem, start:
     scores = jax.jit(problem.policy.log_prob)(start, direct.trajectories).log_probs
     base = {"base_log_probs": scores[:, 0], "base_mask": direct.answer_mask[:, 0]}
     return problem._replace(train={**rows, **{k: np.asarray(v) for k, v in base.items()}})
+
+
+def mean_log_prob(
+    config: ml_collections.ConfigDict,
+    problem: Problem,
+    policy: Policy,
+    params: Any,
+    trajectories: Trajectories,
+) -> jax.Array:
+    """`METRIC` of responses `[P, G]` to the evaluation prompts; those without separator are out.
+
+    Args:
+      config: with `likelihood`.
+      problem: with the answers of the evaluation prompts.
+      policy: scores.
+      params: its parameters.
+      trajectories: the responses.
+    """
+    separator = separator_id(config, problem.model.tokenizer)
+    answers = (jnp.asarray(problem.evaluated[n]) for n in ("answer_tokens", "answer_lengths"))
+    spliced = likelihoods.splice(trajectories, *answers, separator, once=config.likelihood.once)
+    log_probs = policy.log_prob(params, spliced.trajectories).log_probs
+    return masked.mean(log_probs, spliced.answer_mask)
 
 
 def make_scorer(config: ml_collections.ConfigDict, problem: Problem):

@@ -6,6 +6,7 @@ import pathlib
 import ml_collections
 
 from jaxreward.training import check
+from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
 
 _POSITIVE = (
@@ -38,6 +39,10 @@ YARDSTICKS = ("start", "start_greedy", "start_best")
 SETTINGS = ("equal", "tuned")
 """Which hyper-parameters arms are compared at: `config.hyper`, or each arm's own best."""
 
+METRICS = ("eval/true_accuracy", "eval/observed_accuracy")
+ANSWERS = "eval/answer_log_prob"
+"""What arms are tuned for and claims are on, the first by default; the last with `likelihood`."""
+
 
 def settings(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """Those of `SETTINGS` that a run compares: `config.settings`, all where it has none."""
@@ -54,6 +59,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if "tuned" in settings(config):
         check.positive(config, *_TUNED)
         check.at_least(config, "tune.kl_coefficient", 0)
+        _check_metric(config, "tune")
     check.at_least(config, "checkpoint.keep", 2)
     check.at_least(config, "group_size", 2, "a group baseline")
     check.in_range(config, "sampler.top_p", 0, 1, "(]")
@@ -137,6 +143,14 @@ def _check_arms(config: ml_collections.ConfigDict) -> None:
         _check_names(config, f"claims.{name}", (claim.better, claim.worse), known)
         check.choice(config, f"claims.{name}.setting", settings(config))
         check.at_least(config, f"claims.{name}.margin", 0)
+        _check_metric(config, f"claims.{name}")
+
+
+def _check_metric(config: ml_collections.ConfigDict, path: str) -> None:
+    """`<path>.metric`, where there is one, is measured."""
+    if "metric" in config_lib.get(config, path):
+        measured = METRICS + ((ANSWERS,) if config.get("likelihood") else ())
+        check.choice(config, f"{path}.metric", measured)
 
 
 def _check_own(config: ml_collections.ConfigDict) -> None:

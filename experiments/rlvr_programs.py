@@ -212,7 +212,7 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
 
     At the training temperature, on the prompts and with the samples of `config.evaluation`.
     `eval/true_accuracy` and `eval/observed_accuracy` are means over all prompts and samples
-    whose verdict is there.
+    whose verdict is there; with `config.likelihood` there is `answer_scores.METRIC` as well.
     """
     config, problem, verification = context.config, context.problem, context.verification
     count, arms = config.evaluation.samples, list(context.arms)
@@ -223,7 +223,14 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
     @jax.jit
     def sample(state, start):
         policy = rlvr_model.learner(config, problem.policy, start)
-        draw = lambda params: policy.sample(params, key, prompts, count)
+
+        def draw(params):
+            drawn = policy.sample(params, key, prompts, count)
+            if not config.get("likelihood"):
+                return drawn, {}
+            scored = answer_scores.mean_log_prob(config, problem, policy, params, drawn)
+            return drawn, {answer_scores.METRIC: scored}
+
         runs = state.runs.step.shape[0]
         mesh = populations.run_mesh(runs)
         return populations.map_runs(draw, (state.runs.params,), config.runs_at_a_time, mesh)
@@ -237,14 +244,14 @@ def make_evaluate(context: Context) -> Callable[..., Any]:
         }
 
     def evaluate(state):
-        trajectories, runs = sample(state, context.start), state.runs.step.shape[0]
+        (trajectories, scores), runs = sample(state, context.start), state.runs.step.shape[0]
         every = {
             name: np.broadcast_to(column, (runs,) + column.shape[1:])
             for name, column in rows.items()
         }
         if verification.jittable:
             every = _numeric(every)
-        flat = accuracies(_verify(verification, trajectories, every))
+        flat = accuracies(_verify(verification, trajectories, every)) | scores
         split = {n: v.reshape(len(arms), -1) for n, v in flat.items()}
         return {arm: {n: v[i] for n, v in split.items()} for i, arm in enumerate(arms)}
 

@@ -70,13 +70,14 @@ def _claims(config, results) -> list[report.Claim]:
         better, worse = (
             arm if arm in results else f"{c.setting}/{arm}" for arm in (c.better, c.worse)
         )
+        metric = c.get("metric", TRUE)
         if c.get("equivalent", False):
             claims.append(
-                report.equivalence(results, c.claim, better, worse, TRUE, margin=c.margin)
+                report.equivalence(results, c.claim, better, worse, metric, margin=c.margin)
             )
             continue
         # "at most `margin` below" is one-sided: the interval lies above -margin
-        claims.append(report.claim(results, c.claim, better, worse, TRUE, margin=-c.margin))
+        claims.append(report.claim(results, c.claim, better, worse, metric, margin=-c.margin))
     return claims
 
 

@@ -66,7 +66,7 @@ def best_by_arm(stage: Stage, accuracy: np.ndarray) -> dict[str, np.ndarray]:
 
     Args:
       stage: the tuning stage.
-      accuracy: float `[A, M]`, final true accuracy.
+      accuracy: float `[A, M]`, final true accuracy, or what else is tuned for.
 
     Returns:
       `[A]` by hyper-parameter name.
@@ -95,7 +95,8 @@ def tune(context: Context, programs: Programs) -> dict[str, np.ndarray]:
     if "tuned" not in settings(context.config):
         return {}
     stage = tuning_stage(context.config, len(context.arms))
-    return best_by_arm(stage, train(context, programs, stage)["eval/true_accuracy"])
+    metric = context.config.tune.get("metric", "eval/true_accuracy")
+    return best_by_arm(stage, train(context, programs, stage)[metric])
 
 
 def train(context: Context, programs: Programs, stage: Stage) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import rlvr_model
+from experiments import answer_scores, rlvr_model
 from experiments.rlvr_config import YARDSTICKS
 from experiments.rlvr_problem import Problem
 from experiments.verification import Verdict, Verification
@@ -72,11 +72,24 @@ def yardsticks(
     many = judge(problem, verification, start, problem.evaluated, count, config.seed + 1)
     greedy = problem._replace(policy=rlvr_model.make_policy(config, problem.model, top_k=1))
     one = judge(greedy, verification, start, problem.evaluated, 1, config.seed)
+    likely = {}
+    if config.get("likelihood"):
+        score = jax.jit(lambda start: _likely(config, problem, start))
+        likely = {answer_scores.METRIC: float(score(start))}
     return {
-        START: _scores(many, lambda values: np.nanmean(values)),
+        START: _scores(many, lambda values: np.nanmean(values)) | likely,
         GREEDY: _scores(one, lambda values: np.nanmean(values)),
         BEST: _scores(many, lambda values: np.nanmean(np.nanmax(values, axis=1))),
     }
+
+
+def _likely(config: ml_collections.ConfigDict, problem: Problem, start: Any) -> jax.Array:
+    """`answer_scores.METRIC` of the start."""
+    rows, policy = problem.evaluated, problem.policy
+    prompts = Prompts(jnp.asarray(rows["tokens"]), jnp.asarray(rows["lengths"]))
+    key = jax.random.fold_in(jax.random.key(config.seed + 1), _START)
+    drawn = policy.sample(start, key, prompts, config.evaluation.start_samples)
+    return answer_scores.mean_log_prob(config, problem, policy, start, drawn)
 
 
 def probe(config: ml_collections.ConfigDict, problem: Problem, start: Any) -> dict[str, float]:

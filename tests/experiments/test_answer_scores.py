@@ -60,6 +60,43 @@ def test_base_scores_are_those_of_the_answer_without_reasoning(problem):
     np.testing.assert_allclose(scores[0][mask[0]], expected, atol=1e-5)
 
 
+def test_the_evaluation_scores_the_answers_behind_the_own_reasoning(problem):
+    """By hand: one response cut after its last separator, the answer, one pass."""
+    config, own = problem
+    params = jax.jit(own.policy.init)(jax.random.key(0))
+    rows, length = own.evaluated, int(own.evaluated["answer_lengths"][0])
+    separator = answer_scores.separator_id(config, own.model.tokenizer)
+    number = len(rows["prompt_id"])
+    from jaxreward.policies.language import Prompts
+    from jaxreward.types import Trajectories
+
+    tail = jnp.broadcast_to(jnp.asarray([5, separator, 6], jnp.int32), (number, 2, 3))
+    tail = tail.at[1:, :, 1].set(5).at[0, 1, 1].set(5)  # only the first response has one
+    prompts = Prompts(jnp.asarray(rows["tokens"]), jnp.asarray(rows["lengths"]))
+    whole = Trajectories(prompts, tail, tail, jnp.zeros(tail.shape), jnp.ones(tail.shape, bool))
+    found = answer_scores.mean_log_prob(config, own, own.policy, params, whole)
+    answer = np.asarray(rows["answer_tokens"][0, :length], np.int32)
+    text = jnp.asarray(np.concatenate([[5, separator], answer]), jnp.int32)[None, None]
+    first = Prompts(prompts.tokens[:1], prompts.lengths[:1])
+    one = Trajectories(first, text, text, jnp.zeros(text.shape), jnp.ones(text.shape, bool))
+    expected = own.policy.log_prob(params, one).log_probs[0, 0, 2:]
+    np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "path", ["claims.log_prob_above_start.metric", "claims.prob_is_flat.metric", "tune.metric"]
+)
+def test_a_metric_that_nobody_measures_is_refused(path):
+    config = load(CONFIGS[1], ":long", **{path: "eval/answer_prob"})
+    with pytest.raises(ConfigError, match="answer_prob.*answer_log_prob"):
+        rlvr_config.validate(config)
+    config = load(CONFIGS[1], ":long")
+    with config.unlocked():
+        del config.likelihood
+    with pytest.raises(ConfigError, match="answer_log_prob"):
+        rlvr_config.validate(config)
+
+
 def test_without_the_key_nothing_is_added(problem):
     config, own = problem
     config = config.copy_and_resolve_references()
@@ -89,3 +126,6 @@ def test_a_run_learns_from_the_answers(tmp_path):
     updates = [row for row in rows if "tuned/log_prob/train/skipped" in row]
     assert updates and all(row["tuned/log_prob/train/skipped"] == 0 for row in updates)
     assert updates[0]["tuned/log_prob/likelihood/mean_log_prob"] < 0
+    results = json.loads((tmp_path / "run/summary.json").read_text())["results"]
+    for arm in ("start", "tuned/binary", "tuned/log_prob"):
+        assert -10 < results[arm][answer_scores.METRIC]["mean"] < 0
