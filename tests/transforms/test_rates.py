@@ -205,6 +205,20 @@ def test_the_prior_is_all_there_is_before_a_recheck():
     assert ends["rates/alarm"] == 1  # nothing is known of the channel
 
 
+def test_the_alarm_is_on_while_the_lower_limit_of_the_determinant_is_below_a_tenth():
+    """50 re-checks of each verdict; accepted ones right 30 to 45 times, rejected ones 20 to 5."""
+    seen = []
+    for right in range(30, 46):
+        counts = (500, 500, right, 50 - right, 50 - right, right)
+        metrics = run(TWO_SIDED, batch(*counts))[0].metrics
+        low, alarm = float(metrics["rates/determinant_low"]), float(metrics["rates/alarm"])
+        assert alarm == (low < recheck_counts.ALARM)
+        np.testing.assert_allclose(metrics["rates/determinant"], (2 * right - 50) / 50, atol=0.02)
+        seen.append(alarm)
+    assert recheck_counts.ALARM == 0.1
+    assert seen[0] == 1 and seen[-1] == 0 and sorted(seen, reverse=True) == seen
+
+
 def test_the_prior_weighs_as_many_rechecks_as_it_says():
     prior = dict(prior_false_positive=0.15, prior_false_negative=0.25, prior_strength=30.0)
     counts = (40, 60, 8, 2, 3, 37)  # 10 accepted and 40 rejected ones: 16 of each
