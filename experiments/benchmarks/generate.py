@@ -5,11 +5,10 @@ and two updates, of 10 classes x 8 samples, 4 steps. `ReNO`: 20 steps of noise o
 16 prompts against five losses. Both for the network of the study `configs/rlcm.py`, a larger
 diffusion transformer and a U-Net. Before anything is timed the two must agree: log-probabilities,
 images, loss and gradient of RLCM, every loss of the whole climb of ReNO. PyTorch gets the number
-of threads that is best for it, a fused optimizer and one call for all steps of a trajectory.
+of threads that is best for it, a fused optimizer and one call for all steps of a trajectory; here
+every case says whether its batch is split over the cores, which the smallest is too small for.
 
-Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 3.0 times (bar 3), RLCM on it
-1.0. On the larger networks XLA is behind: 1.2 and 0.6 with patches of 2, 0.4 and 0.1 on the U-Net,
-whose small convolutions and their gradients oneDNN runs several times faster than XLA's CPU code.
+FOUND
 """
 
 import json
@@ -17,10 +16,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from typing import Any
 
 BAR = 3.0
 QUICK, FULL = 5, 40
+PAUSE = 0.3
+"""Seconds before a turn, in which the other's threads stop waiting for work and sleep."""
 
 
 def cases() -> dict[str, Any]:
@@ -41,8 +43,9 @@ def cases() -> dict[str, Any]:
         ("U-Net", "unet", unet),
     ):
         rlcm, reno = DiffusionConfig(**digit, **shape), DiffusionConfig(**canvas, **shape)
-        made[f"rlcm_{len(made)}"] = Case(f"RLCM, {name}", "rlcm", kind, rlcm, 4, 8)
-        made[f"reno_{len(made)}"] = Case(f"ReNO, {name}", "reno", kind, reno, 20, 16)
+        cores = 1 if shape is study else os.cpu_count()
+        made[f"rlcm_{len(made)}"] = Case(f"RLCM, {name}", "rlcm", kind, rlcm, 4, 8, cores)
+        made[f"reno_{len(made)}"] = Case(f"ReNO, {name}", "reno", kind, reno, 20, 16, os.cpu_count())
     return made
 
 
@@ -52,8 +55,10 @@ def run(workdir: str, quick: bool) -> dict[str, Any]:
 
     import numpy as np
 
+    from experiments import cli
     from experiments.benchmarks import generator_programs
 
+    cli.spread_over_cores()
     chosen = cases()
     folder = pathlib.Path(workdir) / "generate"
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,8 +90,10 @@ def _measure(folder: pathlib.Path, programs, repeats: int, there: bool) -> dict[
             ours, theirs = [], []
             with timing.compilations() as compiled:
                 for _ in range(repeats):
+                    time.sleep(PAUSE)
                     ours += timing.seconds(program.run, repeats=1, warm=False)
                     if twin:
+                        time.sleep(PAUSE)
                         theirs.append(_ask(twin, ["time", name, own["threads"]]))
             found[name] = {**own, "jaxreward": ours, "torch": theirs, "compiled": compiled[0]}
         return found

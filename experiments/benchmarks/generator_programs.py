@@ -5,6 +5,7 @@ A program is built from a case: `rlcm`, one iteration of RL of a consistency mod
 """
 
 import dataclasses
+import math
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from configs import rlcm as rlcm_config
-from experiments.generator_studies import digits, rlcm
+from experiments.generator_studies import devices, digits, rlcm
 from jaxreward.losses.policy import policy_objective
 from jaxreward.networks.diffusion import Condition, DiffusionConfig, make_network
 from jaxreward.networks.perceptron import Perceptron
@@ -21,6 +22,8 @@ from jaxreward.policies import consistency
 from jaxreward.rewards import images as image_rewards
 from jaxreward.search.noise_optimization import Climb, nesterov, reno
 from jaxreward.tasks import digit_canvases as canvases
+from jaxreward.training import sharding
+from jaxreward.training.population import map_runs, run_mesh
 from jaxreward.types import Signal, make_signal
 
 READERS, CANVAS = ((32,), (64,), (64, 64)), (8, 16)
@@ -36,6 +39,7 @@ class Case(NamedTuple):
       config: of the network.
       steps: of the sampler, or of the climb.
       batch: samples of each class, or prompts.
+      devices: over which the batch may be split, as far as there are so many.
     """
 
     title: str
@@ -44,6 +48,7 @@ class Case(NamedTuple):
     config: DiffusionConfig
     steps: int
     batch: int
+    devices: int = 1
 
 
 class Program(NamedTuple):
@@ -102,7 +107,10 @@ def _rlcm(case: Case) -> Program:
     )
     params = _moved(network.init(jax.random.key(0)), jax.random.key(1))
     task = rlcm.Task(generator._replace(function=function), params, None, None)
-    policy = rlcm.make_policy(task, arm)
+    rows = digits.CLASSES * case.batch // settings.updates
+    split = math.gcd(rows, min(case.devices, jax.device_count()))
+    mesh = devices.mesh_over(split)
+    policy = rlcm.make_policy(task, arm, mesh)
     reward = rlcm.make_reward(settings.reward, None)
     start, iteration = rlcm.make_iteration(policy, reward, arm, settings)
 
@@ -111,7 +119,8 @@ def _rlcm(case: Case) -> Program:
             return iteration(state)[0]
 
     jitted = jax.jit(advance, donate_argnums=0)
-    state = [jax.jit(start)(jax.random.key(2))]
+    lies = None if mesh is None else sharding.replicated(mesh)
+    state = [jax.jit(start, out_shardings=lies)(jax.random.key(2))]
 
     def run() -> None:
         state[0] = jax.block_until_ready(jitted(state[0]))
@@ -220,7 +229,9 @@ def _make_climb(case: Case, network, perceptrons) -> Callable:
             found = reno(noise, generate, losses, weights, settings, nesterov())
             return found._replace(spent=None)
 
-        return jax.vmap(one)(noise, prompts, tokens)
+        runs = (noise, prompts, tokens)
+        mesh = run_mesh(len(noise)) if case.devices > 1 else None
+        return map_runs(one, runs, 0, mesh)
 
     return climb
 

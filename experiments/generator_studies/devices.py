@@ -23,8 +23,8 @@ def mesh_over(devices: int) -> Mesh | None:
     return sharding.make_mesh(devices=jax.devices()[:devices]) if devices > 1 else None
 
 
-def place_prompts(mesh: Mesh | None, tree: Any) -> Any:
-    """Leaves `[P, ...]` split by prompt."""
+def place_rows(mesh: Mesh | None, tree: Any) -> Any:
+    """Leaves `[B, ...]` split along their first axis."""
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, sharding.batch_sharding(mesh))

@@ -1,5 +1,6 @@
 """RL of consistency models against RL of the diffusion model itself (arXiv 2404.03673)."""
 
+import functools
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -112,16 +113,20 @@ def make_reward(name: str, classifier: Any) -> Callable[[Array, Array], Array]:
     raise ValueError(f"study.reward = {name!r}; allowed are {', '.join(REWARDS)}")
 
 
-def make_policy(task: Task, arm: ml_collections.ConfigDict) -> Policy:
-    """The sampler of an arm as a policy that starts from the pretrained parameters."""
+def make_policy(task: Task, arm: ml_collections.ConfigDict, mesh: Any = None) -> Policy:
+    """The sampler of an arm as a policy that starts from the pretrained parameters.
+
+    With a mesh all samples, and all their steps when they are scored, lie split over its devices.
+    """
     times, generator = consistency.grid(arm.steps), task.generator
+    place = functools.partial(devices.place_rows, mesh)
     if arm.sampler == "consistency":
         chain = consistency.consistency_chain(
             generator.function, digits.SCHEDULE, times, last_action=arm.last_action
         )
-        return chains.denoising_policy(chain, lambda key: task.student, SHAPE)
+        return chains.denoising_policy(chain, lambda key: task.student, SHAPE, place=place)
     chain = chains.ddim_chain(generator.denoise, digits.SCHEDULE, times, 1.0)
-    return chains.denoising_policy(chain, lambda key: generator.params, SHAPE)
+    return chains.denoising_policy(chain, lambda key: generator.params, SHAPE, place=place)
 
 
 def train(
@@ -133,9 +138,9 @@ def train(
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The arm's rewards at every iteration, what they cost, and what it is in the end."""
-    policy = make_policy(task, arm)
+    policy = make_policy(task, arm, mesh)
     trusted = lambda images, asked: digits.accuracy(task.judge, digits.flat(images), asked)
-    start, iteration = make_iteration(policy, task.reward, arm, settings, trusted, mesh)
+    start, iteration = make_iteration(policy, task.reward, arm, settings, trusted)
 
     def counted(state, _):
         tick()
@@ -175,13 +180,11 @@ def make_iteration(
     arm: ml_collections.ConfigDict,
     settings: ml_collections.ConfigDict,
     trusted: Callable[[Array, Array], Array] | None = None,
-    mesh: Any = None,
 ) -> tuple[Callable, Callable]:
     """The start `(key) -> state` and one iteration: sampling, reward, credit and updates.
 
     The iteration maps a state to the next, and to the means of the `reward`, of the absolute
-    `log_ratio` and, where it is given, of what a `trusted` judge says. With a mesh the prompts,
-    and so all samples, lie split over its devices.
+    `log_ratio` and, where it is given, of what a `trusted` judge says.
     """
     step = make_update_step(
         _loss(policy, arm),
@@ -192,9 +195,8 @@ def make_iteration(
     asked = jnp.broadcast_to(labels[:, None], (len(labels), settings.group_size))
 
     def iteration(state):
-        prompts = devices.place_prompts(mesh, digits.condition(labels))
-        sampled = policy.sample(state.params, sample_key(state), prompts, settings.group_size)
-        trajectories = devices.place_prompts(mesh, sampled)
+        prompts, key = digits.condition(labels), sample_key(state)
+        trajectories = policy.sample(state.params, key, prompts, settings.group_size)
         rewards = reward(trajectories.outputs, asked)
         signal = make_signal(rewards, prompt_id=labels, trajectories=trajectories)
         state, signal = step.credit(state, signal)

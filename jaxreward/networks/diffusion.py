@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxreward.checks import check_choice, check_number
+from jaxreward.networks import dense
 from jaxreward.networks.perceptron import Perceptron, time_features
 
 KINDS = ("transformer", "unet", "perceptron")
@@ -137,7 +138,7 @@ class DiffusionTransformer(nn.Module):
         text, visible, pooled = _Conditioning(c, name="conditioning")(time, condition)
         h, w, p = c.height // c.patch, c.width // c.patch, c.patch
         patches = x.reshape(-1, h, p, w, p, c.channels).transpose(0, 1, 3, 2, 4, 5)
-        tokens = nn.Dense(c.features, name="patches")(patches.reshape(x.shape[0], h * w, -1))
+        tokens = _dense(c.features, name="patches")(patches.reshape(x.shape[0], h * w, -1))
         position = self.param("position", _SMALL, (1, h * w, c.features))
         tokens = tokens + position
         if text is not None:
@@ -148,7 +149,7 @@ class DiffusionTransformer(nn.Module):
             tokens = _Block(c.features, c.heads, name=f"block_{i}")(tokens, visible, pooled)
         shift, scale = _modulation(pooled, c.features, 2, "modulation")
         tokens = _norm()(tokens[:, -h * w :]) * (1.0 + scale) + shift
-        out = nn.Dense(p * p * c.channels, kernel_init=nn.initializers.zeros, name="out")(tokens)
+        out = _dense(p * p * c.channels, kernel_init=nn.initializers.zeros, name="out")(tokens)
         out = out.reshape(-1, h, w, p, p, c.channels).transpose(0, 1, 3, 2, 4, 5)
         return out.reshape(x.shape)
 
@@ -166,7 +167,7 @@ class UNet(nn.Module):
         high = _conv(c.features, "in")(x)
         for i in range(c.layers):
             high = _ResidualBlock(c.features, name=f"down_{i}")(high, pooled)
-        low = _conv(2 * c.features, "halve", strides=2)(high)
+        low = _conv(2 * c.features, "halve", stride=2)(high)
         for i in range(c.layers):
             low = _ResidualBlock(2 * c.features, name=f"low_{i}")(low, pooled)
         if text is not None:
@@ -215,7 +216,7 @@ class TextEncoder(nn.Module):
         x = nn.Embed(c.vocabulary, c.features, name="tokens")(jnp.maximum(tokens, 0))
         x = x + self.param("position", _SMALL, (1, c.prompt_length, c.features))
         x = x + _Attention(c.heads, name="attention")(_norm()(x), _norm()(x), visible)
-        x = x + nn.Dense(c.features)(nn.gelu(nn.Dense(2 * c.features)(_norm()(x))))
+        x = x + _dense(c.features)(nn.gelu(_dense(2 * c.features)(_norm()(x))))
         weight = visible.astype(jnp.float32)[:, :, None]
         pooled = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
         empty = self.param("empty", _SMALL, (1, c.features))
@@ -234,7 +235,7 @@ class _Conditioning(nn.Module):
     @nn.compact
     def __call__(self, time: Array, condition: Condition):
         c = self.config
-        embed = lambda name: nn.Dense(c.features, name=name)
+        embed = lambda name: _dense(c.features, name=name)
         pooled = embed("time")(_waves(1000.0 * time, c.features))
         text = visible = None
         if c.classes:
@@ -246,7 +247,7 @@ class _Conditioning(nn.Module):
         if c.guidance:
             # 1000 w, as LCM (arXiv 2310.04378) embeds it
             pooled = pooled + embed("guidance")(_waves(1000.0 * condition.guidance, c.features))
-        return text, visible, nn.Dense(c.features, name="mix")(nn.silu(pooled))
+        return text, visible, _dense(c.features, name="mix")(nn.silu(pooled))
 
 
 class _Block(nn.Module):
@@ -261,7 +262,7 @@ class _Block(nn.Module):
         y = _norm()(x) * (1.0 + scale) + shift
         x = x + gate * _Attention(self.heads, name="attention")(y, y, visible)
         y = _norm()(x) * (1.0 + scale2) + shift2
-        y = nn.Dense(self.features, name="down")(nn.gelu(nn.Dense(4 * self.features, name="up")(y)))
+        y = _dense(self.features, name="down")(nn.gelu(_dense(4 * self.features, name="up")(y)))
         return x + gate2 * y
 
 
@@ -275,7 +276,7 @@ class _Attention(nn.Module):
         width = x.shape[-1]
         split = lambda y: y.reshape(y.shape[:2] + (self.heads, -1))
         q, k, v = (
-            split(nn.Dense(width, name=name)(y))
+            split(_dense(width, name=name)(y))
             for name, y in (("query", x), ("key", source), ("value", source))
         )
         scores = jnp.einsum("bthd,blhd->bhtl", q, k) * (width // self.heads) ** -0.5
@@ -285,7 +286,7 @@ class _Attention(nn.Module):
         if visible is not None:  # nothing visible: softmax is uniform over padding
             weights = jnp.where(visible[:, None, None, :], weights, 0.0)
         mixed = jnp.einsum("bhtl,blhd->bthd", weights, v)
-        return nn.Dense(width, name="out")(mixed.reshape(x.shape))
+        return _dense(width, name="out")(mixed.reshape(x.shape))
 
 
 class _ResidualBlock(nn.Module):
@@ -305,14 +306,18 @@ def _norm() -> nn.LayerNorm:
     return nn.LayerNorm(use_scale=False, use_bias=False)
 
 
-def _conv(features: int, name: str, strides: int = 1, **options: Any) -> nn.Conv:
-    return nn.Conv(features, (3, 3), (strides, strides), name=name, **options)
+def _dense(features: int, **options: Any) -> dense.Dense:
+    return dense.Dense(features, use_bias=True, **options)
+
+
+def _conv(features: int, name: str, **options: Any) -> dense.Conv:
+    return dense.Conv(features, name=name, **options)
 
 
 def _modulation(pooled: Array, features: int, count: int, name: str) -> list[Array]:
     """`count` arrays `[B, 1, features]`, 0 at the start."""
-    dense = nn.Dense(count * features, kernel_init=nn.initializers.zeros, name=name)
-    return jnp.split(dense(nn.silu(pooled))[:, None], count, axis=-1)
+    layer = _dense(count * features, kernel_init=nn.initializers.zeros, name=name)
+    return jnp.split(layer(nn.silu(pooled))[:, None], count, axis=-1)
 
 
 def _waves(values: Float[Array, "B"], features: int) -> Float[Array, "B D"]:

@@ -28,8 +28,8 @@ class DenoisingChain(NamedTuple):
     """A sampler as a Markov decision process that starts from standard normal noise.
 
     Attributes:
-      move: `(params, x [B, ...], i, condition) -> Gaussian` of the next state; `i` int32, and
-        the deviation is > 0.
+      move: `(params, x [B, ...], i, condition) -> Gaussian` of the next state; `i` int32, a
+        scalar or `[B]`, and the deviation is > 0.
       finish: `(params, x [B, ...], condition) -> what is shown [B, ...]`, deterministic.
       actions: number of moves, `S`.
       shown: index of the state from which `finish` starts; states count 0 to `S`.
@@ -47,6 +47,7 @@ def denoising_policy(
     shape: tuple[int, ...],
     *,
     reduction: str = "mean",
+    place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Policy:
     """The policy of a chain.
 
@@ -60,6 +61,8 @@ def denoising_policy(
       reduction: a decision's log-probability is the "mean" of those of its coordinates
         (arXiv 2404.03673; ratios stay near 1 whatever the size, and so do clip ranges), or
         their "sum", the true log-density.
+      place: of leaves `[B, ...]`, one row for each sample or each of its steps; on several
+        devices it says how rows are split.
 
     Raises:
       ValueError: an unknown reduction.
@@ -67,9 +70,9 @@ def denoising_policy(
     check_choice("reduction", reduction, REDUCTIONS)
 
     def sample(params: Any, key: jax.Array, prompts: Any, group_size: int) -> Trajectories:
-        condition = repeat(prompts, group_size)
+        condition = place(repeat(prompts, group_size))
         batch = jax.tree.leaves(condition)[0].shape[0]
-        start = jax.random.normal(jax.random.fold_in(key, chain.actions), (batch, *shape))
+        start = place(jax.random.normal(jax.random.fold_in(key, chain.actions), (batch, *shape)))
 
         def step(x: Array, i: Array):
             move = chain.move(params, x, i, condition)
@@ -85,20 +88,14 @@ def denoising_policy(
         return Trajectories(prompts, states, split(shown), log_probs, mask)
 
     def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
-        states, group = trajectories.actions, trajectories.mask.shape[1]
-        condition = repeat(trajectories.prompts, group)
-        states = jnp.moveaxis(states.reshape((-1,) + states.shape[2:]), 1, 0)
-
-        def step(_, entry: tuple[Array, Array, Array]):
-            i, x, after = entry
-            move = chain.move(params, x, i, condition)
-            return None, (log_density(move, after, reduction), entropy(move, reduction))
-
-        entries = (jnp.arange(chain.actions), states[:-1], states[1:])
-        _, found = jax.lax.scan(step, None, entries)
-        mask = trajectories.mask
-        found = [jnp.moveaxis(leaf, 0, 1).reshape(mask.shape) for leaf in found]
-        return StepScores(*(jnp.where(mask, leaf, 0.0) for leaf in found))
+        # All states are known: one call of the network scores every step of every sample.
+        states, mask = trajectories.actions, trajectories.mask
+        rows = lambda leaf: place(leaf.reshape((-1,) + leaf.shape[3:]))
+        index = rows(jnp.broadcast_to(jnp.arange(chain.actions), mask.shape))
+        condition = place(repeat(trajectories.prompts, mask[0].size))
+        move = chain.move(params, rows(states[:, :, :-1]), index, condition)
+        found = log_density(move, rows(states[:, :, 1:]), reduction), entropy(move, reduction)
+        return StepScores(*(jnp.where(mask, leaf.reshape(mask.shape), 0.0) for leaf in found))
 
     return Policy(init, sample, log_prob)
 

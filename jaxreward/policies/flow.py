@@ -148,14 +148,15 @@ def sde_move(
       schedule: of `x`.
       x: state at `t`, where sigma > 0.
       estimate: the denoiser's, of `x` at `t`.
-      t: scalar.
-      after: scalar <= `t`.
-      diffusion: scalar `g`.
+      t: scalar or `[B]`.
+      after: likewise, <= `t`.
+      diffusion: likewise, `g`.
     """
     _, sigma = schedules.levels(schedule, t, x)
+    diffusion, passed = schedules.over(diffusion, x), schedules.over(t - after, x)
     pull = 0.5 * jnp.square(diffusion) * estimate.noise / sigma
     drift = velocity(schedule, estimate, t) + pull
-    return Gaussian(x + (after - t) * drift, diffusion * jnp.sqrt(t - after))
+    return Gaussian(x - passed * drift, diffusion * jnp.sqrt(passed))
 
 
 def solve_sde(

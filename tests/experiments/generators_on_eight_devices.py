@@ -52,8 +52,8 @@ def rlcm_iteration(mesh):
     arm, own = settings.arms.rlcm_4, generator(settings)
     reward = lambda images, labels: -compressed_bytes(jnp.sign(images))  # noise differs in nothing
     task = rlcm.Task(own, own.params, reward, None)
-    policy = rlcm.make_policy(task, arm)
-    start, iteration = rlcm.make_iteration(policy, task.reward, arm, settings, None, mesh)
+    policy = rlcm.make_policy(task, arm, mesh)
+    start, iteration = rlcm.make_iteration(policy, task.reward, arm, settings)
     begin = start(jax.random.key(1))
     step = jax.jit(iteration).lower(begin).compile()
     state, seen = step(begin)
