@@ -6,6 +6,16 @@ seed a member. Learning rate and KL coefficient are chosen for each remedy and n
 among them, on seeds that are not reported: a constant channel only rescales the gradient, so what
 a correction gains at fixed settings may be what a larger step gains.
 
+Guards of the majority vote, measured apart (10 seeds, test success without noise: nothing 0.927,
+majority 0.704): flips scaled, minorities kept and pauses alone +0.008 [-0.004, 0.020], +0.007
+[-0.002, 0.016] and +0.011 [-0.006, 0.027] over the bare vote, all three (`majority_flips`) -0.022
+[-0.064, 0.020]; the share gate (`majority_guarded`) -0.080 [-0.118, -0.041]. None is shown to help.
+There is no window here in which right answers go extinct (3 seeds of the bare vote, 32 visits): of
+the prompts that are wrong at the end 68 to 87% were so at the start, they flip more (3.3 to 5.8
+times) than the right ones (0.8 to 1.5), and after 150 updates a flip leads to the right answer as
+often as away from it (0.02 and 0.02 of the visits), so what holds flips back holds back both. Every
+majority arm chose the largest KL coefficient of the grid.
+
 Hardware and time: two CPU cores, under 30 minutes; `quick`: under 3.
 Command: python -m experiments.noise_bench [--quick] [--transform=PATH:FACTORY,...] [--workdir=DIR]
 """
