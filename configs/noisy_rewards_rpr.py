@@ -9,6 +9,9 @@ Task: two steps of + and - over 0 to 5. The start has seen a mix: 30% of its ans
 with marker words and right, the rest direct and mostly wrong. `curve.png` is accuracy against
 the flip rate.
 
+The paper's third claim, that patterns calibrate a learned and noisy reward model, needs no language
+policy and is `configs/pattern_calibration.py`: models of three strengths, no gain found.
+
 Hardware and time: two CPU cores, about 6 minutes; `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/noisy_rewards_rpr.py --workdir=DIR
 """
