@@ -282,7 +282,7 @@ def _phases(key: jax.Array, own, overall: Pairs, judged: Pairs) -> dict[str, Any
     found = {"base": base, "experts": tuned}
     found["middle"] = jnp.mean(_raw_scores(tuned, early.items), axis=(0, 1))
     found["scale"] = jnp.std(_raw_scores(tuned, early.items), axis=(0, 1))
-    start = _mean_map(HEAD.init(keys[3], _scores(found, late.items))["params"])
+    start = mean_map(HEAD.init(keys[3], _scores(found, late.items))["params"])
     from_scores = lambda params, items: _from_scores(params, found, items)
     from_states = lambda params, items: _from_states(params, found, items)
     found["linear"] = _train(keys[4], own, start, from_scores, late)
@@ -291,8 +291,12 @@ def _phases(key: jax.Array, own, overall: Pairs, judged: Pairs) -> dict[str, Any
     return found
 
 
-def _mean_map(params: Any) -> Any:
-    """The mean of its inputs: a map whose training is not believed still orders pairs."""
+def mean_map(params: Any) -> Any:
+    """Parameters of a linear map such that it is the mean of its inputs.
+
+    From there, and not from 0, phase 3 starts: what validation on a few wrong labels does not
+    believe in still orders pairs.
+    """
     return jax.tree.map(lambda x: jnp.full_like(x, 1 / x.shape[0] if x.ndim == 2 else 0.0), params)
 
 

@@ -1,42 +1,25 @@
-"""Studies of reward models: their smoke variants through the runner, and what they rely on."""
-
-import importlib
-import json
+"""Studies of reward models: what they measure and what they rely on."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smokes
 
-from experiments import reward_model
 from experiments.reward_studies import dmoerm, soli_reward
-from jaxreward.training.exits import ConfigError
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
-def config_of(name):
-    return importlib.import_module(f"configs.{name}").get_config("smoke")
-
-
-@pytest.mark.parametrize(
-    "name", ["soli_reward", pytest.param("dmoerm", marks=pytest.mark.slow)]  # slow to compile
-)
-def test_smoke(name, tmp_path):
-    config = config_of(name)
-    reward_model.validate(config)
-    reward_model.run(config, str(tmp_path))
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert len(summary["claims"]) == len(config.claims)
-    for own in summary["results"].values():
-        for metric in own.values():
-            assert np.all(np.isfinite(metric["per_seed"])) and len(metric["per_seed"]) == 2
-    accuracies = {arm: own["accuracy"]["mean"] for arm, own in summary["results"].items()}
-    assert len(set(accuracies.values())) > len(accuracies) // 2  # the arms are different models
+def test_the_map_over_experts_starts_at_their_mean(key):
+    scores = jax.random.normal(key, (5, 2, 4))
+    params = dmoerm.mean_map(dmoerm.HEAD.init(key, scores)["params"])
+    found = dmoerm.HEAD.apply({"params": params}, scores)[..., 0]
+    np.testing.assert_allclose(found, scores.mean(-1), atol=1e-6)
 
 
 def test_dmoerm_measures_what_it_claims(key):
-    config = config_of("dmoerm")
+    config = smokes.variant("dmoerm")
     found = jax.eval_shape(dmoerm.make(config).run, key)
     for claim in config.claims.values():
         for arm in (claim.better, claim.worse):
@@ -53,17 +36,7 @@ def test_dmoerm_measures_what_it_claims(key):
     ],
 )
 def test_bad_configs(name, key, value):
-    config = config_of(name)
-    config.update_from_flattened_dict({key: value})
-    make = {"soli_reward": soli_reward.make, "dmoerm": dmoerm.make}[name]
-    with pytest.raises(ConfigError, match=f"config.{key} = {value}"):
-        make(config)
-
-
-@pytest.mark.parametrize("name", ["soli_reward", "dmoerm"])
-def test_unknown_variants(name):
-    with pytest.raises(ValueError, match="variant 'large'"):
-        importlib.import_module(f"configs.{name}").get_config("large")
+    smokes.refuses(name, key, value)
 
 
 def test_a_concentrated_group_has_a_smaller_top_advantage():
