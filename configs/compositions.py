@@ -13,7 +13,25 @@
 
 Each stands beside `noisy_*`, the same noise under plain RLOO. No claim: what runs is what counts.
 
-Hardware and time: two CPU cores, about 6 minutes; `smoke`: seconds.
+Measured (3 seeds, final true accuracy; start 0.206, which guesses more often than it works out;
+tuned over three KL coefficients, in brackets the difference from the same noise without remedy):
+noisy_labels 0.21, appeals_forward_refinement 0.31 (+0.10 [-0.06, 0.25]), minimum_error_refinement
+0.35 (+0.14 [0.02, 0.25]), patterns_then_refinement 0.38 (+0.17 [-0.05, 0.39]); noisy_groups 0.21,
+flips_patterns_backward 0.15 (-0.06 [-0.48, 0.36]); noisy_hack 0.40, hacked_fixed 0.33 (-0.07 [-0.22,
+0.07]); majority_appeals 0.14 and missing_exact 0.25 (-0.07 [-0.15, 0.02], +0.04 [-0.17, 0.25] from
+the start). At equal hyper-parameters none gains; hacked_fixed loses 0.21 [0.14, 0.28].
+- What decides is whether a seed turns to working answers out: responses of 21 tokens where accuracy
+  rises, 12 under noisy_labels, 5 under the majority vote, 8 at the start.
+- Refinement replaces 0.4 to 0.5 of the labels by the end, of which 0.50 to 0.65 are right, fewer than
+  the 0.7 of the given ones: what these chains gain over noisy_labels is not better labels.
+- The hole pays for a marker word, and markers come with worked answers here: being hacked raises
+  accuracy (+0.20 [0.17, 0.23] over the start). Appeals find the hole (false positives 0.62 at the
+  end) and correcting for it takes away what taught.
+- The majority vote locks in: its share of a group rises from 0.34 to 0.98 while right labels fall
+  from 0.37 to 0.11. Appeals see it (false positives from 0.06 to 0.75), but in groups that agree
+  there is no variance left to correct.
+
+Hardware and time: 11 minutes of CPU time on one core, 3 of them compilation; `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/compositions.py --workdir=DIR
 """
 
