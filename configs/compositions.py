@@ -31,7 +31,7 @@ the start). At equal hyper-parameters none gains; hacked_fixed loses 0.21 [0.14,
   from 0.37 to 0.11. Appeals see it (false positives from 0.06 to 0.75), but in groups that agree
   there is no variance left to correct.
 
-Hardware and time: 11 minutes of CPU time on one core, 3 of them compilation; `smoke`: seconds.
+Hardware and time: 11 minutes of CPU time on one core; `smoke`: seconds.
 Command: python -m experiments.rlvr --config=configs/compositions.py --workdir=DIR
 """
 
