@@ -10,12 +10,13 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
 
-def python(*arguments, devices=None, timeout=600, **variables):
+def python(*arguments, devices=None, optimized=False, timeout=600, **variables):
     """`python *arguments` at the root of the repository; the finished process, its output as text.
 
-    `devices` is how many the process sees, forced on the host. What `conftest.py` put into the
-    environment, the shared compilations among it, holds there too.
+    `devices` is how many the process sees, forced on the host; `optimized`, for checks of what the
+    compiler makes of a program, has it compile as users do, which takes longer.
     """
+    variables["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if optimized else "1"
     if devices is not None:
         variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.run(
@@ -28,9 +29,9 @@ def python(*arguments, devices=None, timeout=600, **variables):
     )
 
 
-def found(*arguments, devices=8, timeout=500, **variables):
+def found(*arguments, devices=8, **others):
     """What such a process, which must end well, found: the JSON of the last line it prints."""
-    variables = {"JAX_NUMPY_RANK_PROMOTION": "raise", **variables}
-    done = python(*arguments, devices=devices, timeout=timeout, **variables)
+    others = {"JAX_NUMPY_RANK_PROMOTION": "raise", **others}
+    done = python(*arguments, devices=devices, **others)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
