@@ -17,19 +17,19 @@ from jaxreward.training.exits import ConfigError
 Holds = Callable[[Any], bool]
 
 _COUNTS = (
-    "backward_price batch budgets buffer calls canvases channels devices draws features fresh "
-    "group_size heads hidden iterations layers levels levels_shown members min_count opinions "
-    "pairs patch pretraining prompts prompts_per_step reader readers real sampler_steps "
+    "backward_price batch budgets buffer calls candidates canvases channels devices draws features "
+    "fresh group_size heads hidden iterations layers levels levels_shown members min_count opinions "
+    "pairs patch pretraining prompts prompts_per_step reader readers real reno_steps sampler_steps "
     "rows sampling_steps seeds steps test_prompts test_samples tested train_prompts "
     "train_samples updates wide"
 )
 _POSITIVE = (
-    "clip denoise_cost expert_scale learning_rate logit_scale pretraining_rate reward_cost "
+    "clip denoise_cost expert_scale learning_rate logit_scale positions pretraining_rate reward_cost "
     "reward_weight scale sweep temperature"
 )
 _NOT_NEGATIVE = (
-    "augmentation baseline_rate beta checkerboard drift eta flaw opinion_noise prior reward_noise "
-    "schedule smoothness"
+    "augmentation baseline_rate beta checkerboard drift eta flaw guidances opinion_noise prior "
+    "reward_noise schedule smoothness"
 )
 _RATES = "decay dimming drop momentum"
 _SHARES = "keep"

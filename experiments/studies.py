@@ -6,7 +6,8 @@ A study is a function of a config, named by `config.study.fn`, that returns a `S
 names of their own (`reward_model`, `noise_search`, `generate_rl`) are the same. `run`
 
 1. runs the seeds, `config.seeds_at_a_time` together under `vmap`, and keeps each finished
-   batch of seeds in `seeds/`, where the same command finds it again;
+   batch of seeds in `seeds/`, and what a seed pretrains in `pretrained/`, where the same command
+   finds them again;
 2. writes `summary.json`, `curves.npz` and `report.png`, and prints what was found.
 
 Keys of such a config: `method`, `seed`, `seeds`, `seeds_at_a_time`, `study` (with `fn` and the
@@ -42,13 +43,17 @@ class Study(NamedTuple):
       iterations: how often `run`, which then is `(key, tick)`, calls `tick()`, under `jit` too;
         0 where it takes the key alone. A progress bar counts them.
       on_host: whether `run` talks to the host, and so is called seed by seed, without `jit`.
-      draw: `(config, found, results, axes)`, the method's own panel beside the bars, or None.
+      draw: `(config, found, results, axes)`, the method's own panel beside the bars; a tuple of
+        several; or None.
+      prepare: `(key) -> pytree` of arrays, such as pretrained parameters, that `run` takes as its
+        second argument; kept in the workdir before a seed goes on. Pure; None for nothing.
     """
 
     run: Callable[..., dict[str, dict[str, Any]]]
     on_host: bool = False
-    draw: Callable[..., None] | None = None
+    draw: Callable[..., None] | tuple[Callable[..., None], ...] | None = None
     iterations: int = 0
+    prepare: Callable[[jax.Array], Any] | None = None
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -92,7 +97,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> Found:
 def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Path) -> Found:
     folder, size = root / "seeds", config.seeds_at_a_time
     folder.mkdir(parents=True, exist_ok=True)
-    base, batches = jax.random.key(config.seed), {}
+    key_of = lambda number: jax.random.fold_in(jax.random.key(config.seed), number)
+    batches = {}
     for first in range(0, config.seeds, size):
         numbers = range(first, min(first + size, config.seeds))
         batches[folder / f"{numbers[0]}-{numbers[-1]}.npz"] = numbers
@@ -100,7 +106,7 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
     with _opened(study, size, left, config.method) as many:
         for path, numbers in batches.items():
             if not path.exists():
-                _save(path, many([jax.random.fold_in(base, number) for number in numbers]))
+                _save(path, many([_arguments(study, root, n, key_of(n)) for n in numbers]))
             print(f"{config.method}: seeds {numbers[0]} to {numbers[-1]} are done", flush=True)
     parts = [_load(path) for path in batches]
     known = [arm for arm in config.study.get("arms", {}) if arm in parts[0]]
@@ -120,21 +126,38 @@ def _opened(study: Study, size: int, batches: int, name: str):
     with progress.open_progress(study.iterations * batches, name=name) as bar:
         count = itertools.count(1)
         tick = lambda: jax.debug.callback(lambda: bar.update(next(count), {}))
-        yield _runner(study._replace(run=lambda key: study.run(key, tick)), size)
+        yield _runner(study._replace(run=lambda *given: study.run(*given, tick)), size)
         jax.effects_barrier()
 
 
-def _runner(study: Study, size: int) -> Callable[[list[jax.Array]], Found]:
-    """From the keys of `size` seeds to what they found.
+def _runner(study: Study, size: int) -> Callable[[list[tuple[Any, ...]]], Found]:
+    """From the `_arguments` of `size` seeds to what they found.
 
     A seed on its own is not mapped: convolutions with mapped kernels are far slower on a CPU.
     """
+    stack = lambda *leaves: jax.numpy.stack(leaves)
     if size > 1 and not study.on_host:
         many = jax.jit(jax.vmap(study.run))
-        return lambda keys: jax.tree.map(np.asarray, many(jax.numpy.stack(keys)))
+        return lambda given: jax.tree.map(np.asarray, many(*jax.tree.map(stack, *given)))
     one = study.run if study.on_host else jax.jit(study.run)
-    stack = lambda *leaves: np.stack(leaves)
-    return lambda keys: jax.tree.map(stack, *(jax.tree.map(np.asarray, one(key)) for key in keys))
+    join = lambda *leaves: np.stack(leaves)
+    return lambda given: jax.tree.map(join, *(jax.tree.map(np.asarray, one(*own)) for own in given))
+
+
+def _arguments(study: Study, root: pathlib.Path, number: int, key: jax.Array) -> tuple[Any, ...]:
+    """What `run` takes of one seed; what it prepares is read from the workdir or put there."""
+    if study.prepare is None:
+        return (key,)
+    folder = root / "pretrained"
+    folder.mkdir(exist_ok=True)
+    path, tree = folder / f"{number}.npz", jax.tree.structure(jax.eval_shape(study.prepare, key))
+    if not path.exists():
+        leaves = jax.tree.leaves(jax.jit(study.prepare)(key))
+        with atomic_path(path) as temporary:
+            np.savez(temporary, *map(np.asarray, leaves))
+    with np.load(path) as file:
+        leaves = [jax.numpy.asarray(file[f"arr_{i}"]) for i in range(len(file.files))]
+    return key, jax.tree.unflatten(tree, leaves)
 
 
 _SPLIT = "::"  # between arm and metric; slashes stand in metrics
@@ -183,17 +206,23 @@ def _rows(results: report.Results, shown) -> report.Table:
 
 
 def _draw(config, study: Study, found: Found, results: report.Results, path) -> None:
-    """Bars of the shown metrics, and the study's own panel."""
+    """A row with bars of the shown metrics; with the study's own panels beside or below."""
     shown = [name for name in config.show if any(name in own for own in results.values())]
     if not shown:
         raise ConfigError(f"config.show = {tuple(config.show)}; the study measured none of these")
-    columns = len(shown) + (study.draw is not None)
+    own = study.draw if isinstance(study.draw, tuple) else (study.draw,) if study.draw else ()
+    beside = len(own) == 1
+    columns = len(shown) + 1 if beside else max(len(shown), len(own))
     height = max(3.0, 0.8 + 0.3 * len(results))
-    figure, axes = figures.new_figure(1, columns, width=5.0, height=height)
+    rows = 1 if len(own) < 2 else 2
+    figure, axes = figures.new_figure(rows, columns, width=5.0, height=height)
     for panel, metric in zip(axes[0], shown):
         figures.bars(panel, results, metric)
-    if study.draw is not None:
-        study.draw(config, found, results, axes[0, -1])
+    places = axes[0, -1:] if beside else axes[-1]
+    for panel, draw in zip(places, own):
+        draw(config, found, results, panel)
+    for panel in axes.flat:
+        panel.set_visible(panel.has_data())
     figure.suptitle(f"{config.method}: {config.seeds} seeds, bars with 95% intervals")
     figures.save(figure, path)
 

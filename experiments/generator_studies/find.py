@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from experiments import generator_checks
+from experiments.generator_figures import CURVE_PANELS
 from experiments.generator_studies import devices, digits
 from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
@@ -20,6 +21,7 @@ from jaxreward.policies import denoising_chain as chains
 from jaxreward.policies.noise_prior import NoisePrior, NoisePrompts
 from jaxreward.search import accounting
 from jaxreward.search.accounting import Spent
+from jaxreward.search.noise_optimization import best_so_far
 from jaxreward.training import check
 from jaxreward.training.exits import ConfigError
 from jaxreward.training.step import make_update_step, sample_key
@@ -85,7 +87,7 @@ def study(config: ml_collections.ConfigDict) -> Study:
 
     learning = [arm for arm in settings.arms.values() if arm.kind in LEARNING]
     ticks = sum(samples(arm, settings) // arm.batch for arm in learning)
-    return Study(run, draw=draw, iterations=ticks)
+    return Study(run, draw=(draw, *CURVE_PANELS), iterations=ticks)
 
 
 # The wanted attribute: a class, drawn with more ink than half of its digits
@@ -162,7 +164,7 @@ def run_arm(
         params, curves = train(of_training, policy, task, arm, settings, prompt, mesh, tick)
         total = accounting.times(spent(arm, settings), samples(arm, settings))
     if arm.kind == "best_of_n":
-        params = best_of_n(of_training, task, settings, prompt)
+        params, curves = best_of_n(of_training, task, arm, settings, prompt)
         total = accounting.times(spent(arm, settings), settings.calls)
     images = policy.sample(params, of_noise, asked, settings.fresh).outputs[0]
     found = {**measure(task, images, prompt), **curves, **accounting.as_metrics(total)}
@@ -361,15 +363,20 @@ def make_optimizer(arm: ml_collections.ConfigDict) -> optax.GradientTransformati
 
 
 def best_of_n(
-    key: jax.Array, task: Task, settings: ml_collections.ConfigDict, prompt: Array
-) -> NoisePrior:
-    """All weight on the noise whose one image got the highest noisy reward."""
+    key: jax.Array, task: Task, arm: Any, settings: ml_collections.ConfigDict, prompt: Array
+) -> tuple[NoisePrior, dict[str, Float[Array, "calls"]]]:
+    """All weight on the noise whose one image got the highest noisy reward; the search's curves."""
     policy = noise_policy(task)
     tried = policy.sample(policy.init(key), key, _prompts(), settings.calls)
     clean = task.reward(tried.outputs, prompt)[0]
     noise = jax.random.normal(jax.random.fold_in(key, 1), clean.shape)
-    best = jnp.argmax(clean + settings.reward_noise * noise)
-    return NoisePrior(tried.actions[:, best], jnp.zeros((1, *SHAPE)))
+    order = best_so_far(-(clean + settings.reward_noise * noise))
+    curves = {
+        "curve/budget": accounting.cost(spent(arm, settings)) * jnp.arange(1.0, settings.calls + 1.0),
+        "curve/reward": clean[order],
+        "curve/trusted": task.judge(tried.outputs, prompt)[0, order],
+    }
+    return NoisePrior(tried.actions[:, order[-1]], jnp.zeros((1, *SHAPE))), curves
 
 
 def _class_prompt() -> diffusion.Condition:

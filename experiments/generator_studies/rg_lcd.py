@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from experiments import generator_checks
+from experiments.generator_figures import CURVE_PANELS
 from experiments.generator_studies import digits
 from experiments.studies import Study
 from jaxreward.losses import denoising
@@ -98,7 +99,7 @@ def study(config: ml_collections.ConfigDict) -> Study:
         return found
 
     learning = sum(arm.kind != "teacher" for arm, _ in groups)
-    return Study(run, draw=draw, iterations=learning * settings.distillation.steps)
+    return Study(run, draw=(draw, *CURVE_PANELS), iterations=learning * settings.distillation.steps)
 
 
 def side_by_side(arms: ml_collections.ConfigDict) -> list[tuple[Any, dict[str, float]]]:

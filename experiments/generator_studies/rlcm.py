@@ -6,11 +6,11 @@ from typing import Any, Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from experiments import generator_checks
+from experiments.generator_figures import CURVE_PANELS
 from experiments.generator_studies import devices, digits
 from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
@@ -71,7 +71,7 @@ def study(config: ml_collections.ConfigDict) -> Study:
         }
         return compare(found, settings)
 
-    return Study(run, draw=draw, iterations=len(settings.arms) * settings.iterations)
+    return Study(run, draw=CURVE_PANELS, iterations=len(settings.arms) * settings.iterations)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -276,16 +276,3 @@ def _smooth(curve: Float[Array, "steps"], window: int = 5) -> Float[Array, "step
     before = jnp.concatenate([jnp.zeros((window,)), total[:-window]])
     count = jnp.minimum(jnp.arange(len(curve)) + 1, window).astype(jnp.float32)
     return (total - before) / count
-
-
-def draw(config: ml_collections.ConfigDict, found, results, axes) -> None:
-    """Training reward against network calls, mean over seeds."""
-    del results
-    for name, own in found.items():
-        curve = own["curve/reward"].mean(axis=0)
-        spent = own["calls/network"].mean() * np.arange(1, len(curve) + 1)
-        axes.plot(spent, curve, label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel("network calls")
-    axes.set_ylabel(f"training reward ({config.study.reward})")
-    axes.legend(fontsize=7)

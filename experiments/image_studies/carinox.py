@@ -4,7 +4,7 @@ Four rewards, each wrong about one category of prompts by construction: one does
 is which, one does not count, one does not see sizes, and one reads "a 3 and a 7" as an order.
 """
 
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxreward.search import reward_selection
 from jaxreward.search.accounting import Spent, times
 from jaxreward.search.noise_optimization import (
     Climb,
+    Found,
     best_of_n,
     best_within,
     carinox,
@@ -34,7 +35,7 @@ FLAWED = (canvases.BOTH, canvases.RELATION, canvases.COUNT, canvases.SIZE)
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/carinox.py`."""
     banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.draw_samples)
+    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
 
 
 def flawed_tables(prompt: jax.Array) -> jax.Array:
@@ -75,51 +76,84 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
 
     def one(noises, prompt):
         generate = problem.one_step_for(generator, prompt)
-        return _search(c, noises, generate, make(prompt), table[prompt[0]])
+        watch = lambda image: problem.ask(judge, image, prompt).right[None]
+        return _search(c, noises, generate, make(prompt), watch, table[prompt[0]])
 
-    images = jax.vmap(one)(noises, prompts)
+    ended = jax.vmap(one)(noises, prompts)
     found = {
-        name: {**report.judged(judge, own, prompts, real), **report.counted(_spent(c, name))}
-        for name, own in images.items()
+        name: {
+            **report.judged(judge, own.image, prompts, real),
+            **report.counted(times(_price(name), own.totals.shape[1])),
+            **report.course(own.totals, -own.totals, own.right, _price(name)),
+        }
+        for name, own in ended.items()
     }
     return {**found, **_weights_report(table, correlation)}
 
 
-def _search(c, noises, generate, losses, weights) -> dict[str, jax.Array]:
-    """The image that every arm finds for one prompt; all begin with the same noises."""
+class Ended(NamedTuple):
+    """What an arm found for a prompt, and how.
+
+    Attributes:
+      image: chosen.
+      totals: mean loss by which the arm chooses, of each candidate in the order of making.
+      right: the judge's verdict of each.
+    """
+
+    image: jax.Array
+    totals: jax.Array
+    right: jax.Array
+
+
+def _ended(found: Found, weights: jax.Array) -> Ended:
+    losses = found.losses.reshape(-1, found.losses.shape[-1])
+    totals = losses @ weights / jnp.sum(weights)
+    return Ended(found.image, totals, found.watched.reshape(-1))
+
+
+def _search(c, noises, generate, losses, watch, weights) -> dict[str, Ended]:
+    """What every arm finds for one prompt; all begin with the same noises."""
     ones = jnp.ones_like(weights)
     optimizer = nesterov(c.learning_rate, c.momentum)
     settings = Climb(c.steps, c.clip, c.prior, clip_each=True)
     joint = Climb(c.seeds * c.steps, c.clip, c.prior)
 
-    def climb(weights, **options):
+    def climb(weights, **options) -> Found:
         starts = noises[: c.seeds]
-        return carinox(starts, generate, losses, weights, settings, optimizer, **options).image
+        own = carinox(
+            starts, generate, losses, weights, settings, optimizer, watch=watch, **options
+        )
+        return own._replace(spent=Spent())
 
     apart = jax.vmap(climb)(jnp.stack([ones, weights]))
-    course = best_of_n(noises, generate, losses, ones).losses
-    explored = {"start": (ones, 1), "best_of_n": (ones, len(noises))}
-    explored["best_of_n_weighted"] = (weights, len(noises))
-    chosen = {name: best_within(course, w, n)[1] for name, (w, n) in explored.items()}
+    equal, weighted = (jax.tree.map(lambda leaf, i=i: leaf[i], apart) for i in range(2))
+    course = best_of_n(noises, generate, losses, ones, watch=watch)
+
+    def explored(weights: jax.Array, count: int) -> Ended:
+        index = best_within(course.losses, weights, count)[1]
+        own = _ended(course, weights)
+        return Ended(generate(noises[index]), own.totals[:count], own.right[:count])
+
     return {
-        **{name: generate(noises[index]) for name, index in chosen.items()},
-        "reno": reno(noises[0], generate, losses, ones, joint, optimizer).image,
-        "equal_weights": apart[0],
-        "carinox": apart[1],
-        "carinox_as_released": climb(weights, as_released=True),
+        "start": explored(ones, 1),
+        "best_of_n": explored(ones, len(noises)),
+        "best_of_n_weighted": explored(weights, len(noises)),
+        "reno": _ended(reno(noises[0], generate, losses, ones, joint, optimizer, watch=watch), ones),
+        "equal_weights": _ended(equal, ones),
+        "carinox": _ended(weighted, weights),
+        "carinox_as_released": _ended(climb(weights, as_released=True), ones),
     }
 
 
-def _spent(c: ml_collections.ConfigDict, arm: str) -> Spent:
-    """What an arm spends on one prompt: all but the start make as many generator calls.
+def _price(arm: str) -> Spent:
+    """What an arm spends on one candidate; all but the start make as many.
 
     Clipping rewards apart takes a backward pass for each of them.
     """
-    calls = times(Spent(1, 1, len(FLAWED)), 1 if arm == "start" else c.seeds * c.steps)
+    call = Spent(1, 1, len(FLAWED))
     if arm == "start" or arm.startswith("best_of_n"):
-        return calls
-    passes = 1 if arm == "reno" else len(FLAWED)
-    return calls._replace(backward_calls=c.seeds * c.steps * passes)
+        return call
+    return call._replace(backward_calls=1 if arm == "reno" else len(FLAWED))
 
 
 def _fit_weights(c, key, generator, make: Callable, people: Callable):

@@ -25,7 +25,7 @@ from jaxreward.training.fit import fit
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/golden_noise.py`."""
     banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.draw_samples)
+    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
 
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
@@ -43,13 +43,52 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
         keys[5], c.margin,
     )  # fmt: skip
     learned = _learn_all(keys[6], pairs, prompts, c)
+
+    def variants(key, start, prompts):
+        found = {"start": start, "redenoised": improve(start, prompts)}
+        found |= dict(zip(MAPS, learned(start, prompts)))
+        return found | {"random_move": _random_move(key, start, found["golden_noise"])}
+
     fresh = canvases.draw_prompts(keys[7], c.tested)
     start = jax.random.normal(jax.random.fold_in(keys[7], 1), (c.tested, *problem.SHAPE))
-    noises = {"start": start, "redenoised": improve(start, fresh)}
-    noises |= dict(zip(MAPS, learned(start, fresh)))
-    noises["random_move"] = _random_move(jax.random.fold_in(keys[7], 2), start, noises["golden_noise"])
+    noises = variants(jax.random.fold_in(keys[7], 2), start, fresh)
     real, _ = problem.real_canvases(keys[7], banks.judge, c.real)
-    return _reported(noises, start, fresh, generator, judge, real, pairs, c)
+    found = _reported(noises, start, fresh, generator, judge, real, pairs, c)
+    curves = _best_of_n(
+        jax.random.fold_in(keys[7], 3), variants, fresh[:SEARCHED], generator, reader, judge, c
+    )
+    return {name: {**own, **curves[name]} for name, own in found.items()}
+
+
+SEARCHED, CANDIDATES = 100, 8
+"""Prompts and noises for each of the curves: best of n on top of every kind of noise."""
+
+
+def _best_of_n(key, variants: Callable, prompts, generator, reader, judge, c):
+    """By arm: reward and judge of the best of n noises against what they cost."""
+    keys = jax.random.split(key)
+    each = jnp.repeat(prompts, CANDIDATES, axis=0)
+    start = jax.random.normal(keys[0], (len(each), *problem.SHAPE))
+    noises = variants(keys[1], start, each)
+    tables = jax.vmap(canvases.allowed_pairs)(each)
+
+    def scored(own):
+        images = _images(generator, own, each, c)
+        reward = image_rewards.composition(jax.vmap(reader)(images)[:, 0], tables)
+        right = jax.vmap(lambda image, prompt: problem.ask(judge, image, prompt).right)(images, each)
+        return reward.reshape(-1, CANDIDATES), right.reshape(-1, CANDIDATES)
+
+    rewards, right = jax.lax.map(scored, jnp.stack(list(noises.values())))
+    return {
+        name: report.course(-rewards[i], rewards[i], right[i], _price(name, c))
+        for i, name in enumerate(noises)
+    }
+
+
+def _price(arm: str, c: ml_collections.ConfigDict) -> Spent:
+    """What an image of an arm costs; re-denoising its noise comes on top."""
+    calls = Spent((1 if c.guidance == 1.0 else 2) * c.sampler_steps, 1)
+    return add(calls, golden_noise.REDENOISE_SPENT) if arm == "redenoised" else calls
 
 
 def _images(generator, noises: Array, prompts: Array, c: ml_collections.ConfigDict) -> Array:
@@ -149,8 +188,6 @@ def _random_move(key: jax.Array, start: Array, moved: Array) -> Array:
 
 
 def _reported(noises, start, prompts, generator, judge, real, pairs, c) -> dict[str, Any]:
-    calls = Spent((1 if c.guidance == 1.0 else 2) * c.sampler_steps, 1)
-    extra = {"redenoised": golden_noise.REDENOISE_SPENT}
     size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2)))
 
     def measured(own):
@@ -162,7 +199,7 @@ def _reported(noises, start, prompts, generator, judge, real, pairs, c) -> dict[
     found = {
         name: {
             **jax.tree.map(lambda leaf, i=i: leaf[i], every),
-            **report.counted(add(calls, extra.get(name, Spent()))),
+            **report.counted(_price(name, c)),
         }
         for i, name in enumerate(noises)
     }

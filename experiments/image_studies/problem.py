@@ -27,6 +27,9 @@ from jaxreward.training.fit import fit, rows
 SHAPE = (8, 16)
 PIXELS = SHAPE[0] * SHAPE[1]
 
+Ask = Callable[[jax.Array, int], Array]
+"""`(key, count) -> prompts [count, 4]`."""
+
 
 class Banks(NamedTuple):
     """Real digits for generator, rewards and judge; no image is in two of them."""
@@ -51,23 +54,42 @@ def condition(prompts: Int[Array, "B 4"], guidance: float = 1.0) -> Condition:
 
 
 def real_canvases(
-    key: jax.Array, bank: canvases.Bank, count: int
+    key: jax.Array, bank: canvases.Bank, count: int, ask: Ask = canvases.draw_prompts
 ) -> tuple[Float[Array, "N 8 16"], Int[Array, "N 4"]]:
-    """Real canvases, and prompts of all kinds that they satisfy."""
+    """Real canvases, and the prompts that they satisfy; default of all kinds."""
     keys = jax.random.split(key)
-    prompts = canvases.draw_prompts(keys[0], count)
+    prompts = ask(keys[0], count)
     draw = jax.vmap(canvases.draw_canvas, in_axes=(0, None, 0))
     return draw(jax.random.split(keys[1], count), bank, prompts), prompts
 
 
-def train_teacher(key: jax.Array, bank: canvases.Bank, c: ml_collections.ConfigDict) -> Generator:
-    """The diffusion model, told the words of the prompt; `c` is `study.generator`."""
+def build_teacher(c: ml_collections.ConfigDict) -> Generator:
+    """The diffusion model, told the words of the prompt, untrained; `c` is `study.generator`.
+
+    A transformer's positions begin with the standard deviation `c.positions`, where it is given.
+    """
+    base = digits.build(c, *SHAPE, vocabulary=len(canvases.WORDS), prompt_length=3)
+    if "positions" not in c:
+        return base
+
+    def place(path, leaf):  # the network draws them near 0, where they are slow to matter
+        return leaf * (c.positions / 0.02) if path[-1].key == "position" else leaf
+
+    init = lambda key: jax.tree_util.tree_map_with_path(place, base.network.init(key))
+    return base._replace(network=base.network._replace(init=init))
+
+
+def train_teacher(
+    key: jax.Array,
+    bank: canvases.Bank,
+    c: ml_collections.ConfigDict,
+    ask: Ask = canvases.draw_prompts,
+) -> Generator:
+    """The same trained on real canvases of the prompts that `ask` draws."""
     keys = jax.random.split(key)
-    words = dict(vocabulary=len(canvases.WORDS), prompt_length=3)
-    images, prompts = real_canvases(keys[0], bank, c.canvases)
+    images, prompts = real_canvases(keys[0], bank, c.canvases, ask)
     states = (2.0 * images - 1.0)[..., None]
-    base = digits.build(c, *SHAPE, **words)
-    return digits.pretrain(keys[1], base, c, states, condition(prompts))[0]
+    return digits.pretrain(keys[1], build_teacher(c), c, states, condition(prompts))[0]
 
 
 def denoiser(generator: Generator, prompts: Array, guidance: float) -> flow.Denoiser:

@@ -23,7 +23,7 @@ from jaxreward.tasks import digit_canvases as canvases
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/reno.py`."""
     banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.draw_samples)
+    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
 
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
@@ -44,22 +44,38 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
     def one(noises, prompt):
         generate = problem.one_step_for(generator, prompt)
         losses = make_losses(readers, prompt)
-        chosen = _explore(noises, generate, losses, climbs["reno"].weights, explored)
-        return {**chosen, **_climb_all(noises[0], generate, losses, climbs, c)}
+        watch = lambda image: problem.ask(judge, image, prompt).right[None]
+        chosen = _explore(noises, generate, losses, watch, climbs["reno"].weights, explored)
+        return {**chosen, **_climb_all(noises[0], generate, losses, watch, climbs, c)}
 
     found = jax.vmap(one)(noises, prompts)
     each = Spent(1, 1, len(readers) + 2)
-    counts = {name: times(each, count) for name, count in explored.items()}
-    counts |= {name: times(each._replace(backward_calls=1), c.steps) for name in climbs}
+    prices = {name: each._replace(backward_calls=int(name in climbs)) for name in found}
     return {
         name: {
-            **report.judged(judge, images, prompts, real),
-            **report.counted(counts[name]),
-            "noise/norm_error": jnp.mean(jnp.abs(norms - float(problem.PIXELS - 1) ** 0.5)),
-            **_own(images, prompts, readers),
+            **report.judged(judge, own.image, prompts, real),
+            **report.counted(times(prices[name], own.totals.shape[1])),
+            **report.course(own.totals, -own.totals, own.right, prices[name]),
+            "noise/norm_error": jnp.mean(jnp.abs(own.norm - float(problem.PIXELS - 1) ** 0.5)),
+            **_own(own.image, prompts, readers),
         }
-        for name, (images, norms) in found.items()
+        for name, own in found.items()
     }
+
+
+class Ended(NamedTuple):
+    """What an arm found for a prompt, and how.
+
+    Attributes:
+      image, norm: chosen, and the norm of its noise.
+      totals: mean loss by the arm's own weights, of each candidate.
+      right: the judge's verdict of each.
+    """
+
+    image: jax.Array
+    norm: jax.Array
+    totals: jax.Array
+    right: jax.Array
 
 
 def make_losses(readers: list[Callable], prompt: jax.Array) -> Callable:
@@ -100,25 +116,31 @@ def _climbs(c: ml_collections.ConfigDict, readers: int) -> dict[str, Own]:
     return arms | {f"reno_rate_{rate:g}": Own(weights, rate, c.prior) for rate in c.sweep}
 
 
-def _explore(noises, generate, losses, weights, explored: dict[str, int]) -> dict[str, Any]:
-    """Image and norm of the best of the first so many noises, one search for all arms."""
-    course = best_of_n(noises, generate, losses, weights).losses
-    chosen = {name: noises[best_within(course, weights, n)[1]] for name, n in explored.items()}
-    return {name: (generate(noise), _norm(noise)) for name, noise in chosen.items()}
+def _explore(noises, generate, losses, watch, weights, explored: dict[str, int]):
+    """The best of the first so many noises, one search for all arms."""
+    course = best_of_n(noises, generate, losses, weights, watch=watch)
+    totals, right = course.losses @ weights / jnp.sum(weights), course.watched[:, 0]
+
+    def ended(count: int) -> Ended:
+        noise = noises[best_within(course.losses, weights, count)[1]]
+        return Ended(generate(noise), _norm(noise), totals[:count], right[:count])
+
+    return {name: ended(count) for name, count in explored.items()}
 
 
-def _climb_all(noise, generate, losses, climbs: dict[str, Own], c) -> dict[str, Any]:
-    """Image and norm of every climb, side by side."""
+def _climb_all(noise, generate, losses, watch, climbs: dict[str, Own], c) -> dict[str, Ended]:
+    """Every climb, side by side."""
     own = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *climbs.values())
 
-    def climb(own: Own):
+    def climb(own: Own) -> Ended:
         settings = Climb(steps=c.steps, clip=c.clip, prior=own.prior)
         optimizer = nesterov(own.learning_rate, c.momentum)
-        found = reno(noise, generate, losses, own.weights, settings, optimizer)
-        return found.image, _norm(found.noise)
+        found = reno(noise, generate, losses, own.weights, settings, optimizer, watch=watch)
+        totals = found.losses @ own.weights / jnp.sum(own.weights)
+        return Ended(found.image, _norm(found.noise), totals, found.watched[:, 0])
 
-    images, norms = jax.vmap(climb)(own)
-    return {name: (images[i], norms[i]) for i, name in enumerate(climbs)}
+    every = jax.vmap(climb)(own)
+    return {name: jax.tree.map(lambda leaf, i=i: leaf[i], every) for i, name in enumerate(climbs)}
 
 
 def _own(images, prompts, readers) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array
 
+from experiments.generator_figures import BUDGET, PROMPTS, REWARD, SAMPLES, TRUSTED
 from experiments.image_studies import problem, report
 from experiments.studies import Study
 from jaxreward.networks.perceptron import Perceptron
@@ -32,7 +33,7 @@ class Data(NamedTuple):
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/ttsnap.py`."""
     banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=_draw)
+    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
 
 
 def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
     for name, params in learned.items():
         own = jax.vmap(lambda p, images: _table(p, score, images, test.prompts))
         tables[name] = original.at[: c.levels].set(own(params, test.estimates[: c.levels]))
-    return _compare(c, keys[6], tables, final, right)
+    found, shown = _compare(c, keys[6], tables, final, right), _samples(c, tables, final, test)
+    return {name: {**own, **shown[name]} for name, own in found.items()}
 
 
 def _reward(key: jax.Array, bank: canvases.Bank, c: ml_collections.ConfigDict):
@@ -141,11 +143,9 @@ def _compare(c, key, tables: dict[str, Array], final: Array, right: Array) -> di
     best, pruned = (_curves(c, *plan, final, right, orders) for plan in plans.values())
     own = {name: jax.tree.map(lambda leaf, i=i: leaf[i], pruned) for i, name in enumerate(ARMS)}
     found = {"best_of_n": jax.tree.map(lambda leaf: leaf[0], best), **own}
-    base = best["reward/by_budget"][0]
+    base = best[REWARD][0]
     for name, arm in found.items():
-        arm["relative_increase"] = pruning.relative_increase(
-            c.budgets, arm["reward/by_budget"], base
-        )
+        arm["relative_increase"] = pruning.relative_increase(c.budgets, arm[REWARD], base)
         arm |= _alignment(tables[ARMS.get(name, "original")], final, c)
     return found
 
@@ -157,8 +157,9 @@ def _curves(c, plan: Schedule, stages: Array, final: Array, right: Array, orders
     each = [_chosen(stages, final, right, orders[:, :n], plan.keep) for n in counts]
     rewards, rights = (jnp.stack(values, axis=1) for values in zip(*each))
     arms = stages.shape[0]
+    budgets = jnp.broadcast_to(jnp.asarray(c.budgets, jnp.float32), rewards.shape)
     return {
-        "reward/by_budget": rewards, "judge/by_budget": rights,
+        BUDGET: budgets, REWARD: rewards, TRUSTED: rights,
         "reward/most": rewards[:, -1], "judge/most": rights[:, -1],
         "spent/candidates": jnp.full(arms, counts[-1], jnp.float32),
     }  # fmt: skip
@@ -177,18 +178,27 @@ def _chosen(stages, final, right, orders: Array, keep) -> tuple[Array, Array]:
     return jnp.mean(score, axis=(0, 2)), jnp.mean(verdict, axis=(0, 2))
 
 
+def _samples(c, tables: dict[str, Array], final: Array, test: Data) -> dict[str, dict[str, Array]]:
+    """What every arm chooses for the first prompts at the largest budget, from the same candidates."""
+    shown = {}
+    for name in ("best_of_n", *ARMS):
+        steps = () if name == "best_of_n" else tuple(c.schedule)
+        plan = Schedule(steps, tuple(c.keep)[: len(steps)])
+        price = pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
+        count = min(pruning.affordable(c.budgets[-1], price), c.test_samples)
+        stages = tables[ARMS.get(name, "original")][jnp.asarray(steps, jnp.int32), : report.SHOWN]
+        choose = lambda own, last, keep=plan.keep: pruning.prune_table(own.T, last, keep).winner
+        winner = jax.vmap(choose, in_axes=(1, 0))(
+            stages[:, :, :count], final[: report.SHOWN, :count]
+        )
+        images = test.estimates[-1, jnp.arange(len(winner)), winner]
+        shown[name] = {SAMPLES: images, PROMPTS: test.prompts[: report.SHOWN]}
+    return shown
+
+
 def _alignment(table: Array, final: Array, c: ml_collections.ConfigDict) -> dict[str, Array]:
     """Kendall's tau with the final reward at some levels, mean over prompts."""
     shown = table[jnp.asarray(c.levels_shown)]
     tau = jax.lax.map(lambda own: jnp.nanmean(jax.vmap(pruning.kendall)(own, final)), shown)
     return {f"kendall/{step}": tau[i] for i, step in enumerate(c.levels_shown)}
 
-
-def _draw(config: Any, found: Any, results: Any, axes: Any) -> None:
-    """Reward against budget."""
-    del results
-    for arm, own in found.items():
-        axes.plot(config.study.budgets, own["reward/by_budget"].mean(axis=0), label=arm, marker=".")
-    axes.set_xlabel("budget (denoising step: 8, reward: 1)")
-    axes.set_ylabel("reward of the choice")
-    axes.legend(fontsize=6)

@@ -130,6 +130,7 @@ def proxy_preference_loss(
     proxy: Float[Array, "B K"],
     *,
     labels: str = "soft",
+    as_released: bool = False,
 ) -> Float[Array, ""]:
     """How far a proxy's preferences among candidates are from an expert's (arXiv 2403.11027).
 
@@ -142,23 +143,37 @@ def proxy_preference_loss(
       labels: "soft", the expert's; "smooth", undecided where the expert prefers a generated
         candidate to the real one; "hard", the cross-entropy to the expert's choice, the real
         candidate always chosen.
+      as_released: the authors' "hard" labels, by a mistake taken over the batch: row `i` of a pair
+        of generated candidates gets the number of the sample that the expert likes best of all
+        with candidate `i`. Runs there, and is allowed here, with as many samples as candidates;
+        NaN where the number is none of a pair, at which their code stops.
 
     Raises:
-      ValueError: unknown labels, fewer than two candidates.
+      ValueError: unknown labels, fewer than two candidates; `as_released` with other labels than
+        "hard" or another number of samples.
     """
     check_choice("labels", labels, LABELS)
-    count = expert.shape[1]
+    batch, count = expert.shape
     if count < 2:
         raise ValueError(f"{count} candidates; allowed are >= 2")
+    if as_released and (labels != "hard" or batch != count):
+        raise ValueError(
+            f"as_released with labels = {labels!r}, {batch} samples and {count} candidates; allowed "
+            "are 'hard' and equal numbers"
+        )
     expert = jax.lax.stop_gradient(expert)
+    best_sample = jnp.argmax(expert, axis=0)  # of each candidate
 
     def pair(i: int, j: int) -> Float[Array, ""]:
         p = jax.nn.log_softmax(jnp.stack([expert[:, i], expert[:, j]], axis=1), axis=1)
         q = jax.nn.log_softmax(jnp.stack([proxy[:, i], proxy[:, j]], axis=1), axis=1)
         real = j == count - 1
         if labels == "hard":
-            second = jnp.ones_like(p[:, 1], bool) if real else p[:, 1] > p[:, 0]
-            return -jnp.mean(jnp.where(second, q[:, 1], q[:, 0]))
+            choice = best_sample == 1 if as_released else p[:, 1] > p[:, 0]
+            second = jnp.ones_like(choice) if real else choice
+            chosen = jnp.where(second, q[:, 1], q[:, 0])
+            broken = as_released and not real
+            return -jnp.mean(jnp.where(best_sample > 1, jnp.nan, chosen) if broken else chosen)
         if labels == "smooth" and real:
             p = jnp.where(p[:, :1] > p[:, 1:], jnp.log(0.5), p)
         return jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=1))

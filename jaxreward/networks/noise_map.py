@@ -5,11 +5,12 @@ predicts new singular values, e is the noise modulated by the prompt, h a residu
 network. At the start a = b = 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float
 
 
@@ -174,6 +175,21 @@ class _Convolution(nn.Module):
 
 PARTS = ("full", "svd", "svd+prompt", "residual")
 """What of NPNet is in use: all, or one of its ablations."""
+
+
+def released_params(trained: Any, start: Any) -> Any:
+    """What the authors' inference code runs: trained without attention, applied with it.
+
+    Their two variants name their parameters alike, so weights of the one load into the other.
+
+    Args:
+      trained: of a `NoiseMap` without `svd_attention`.
+      start: of the same with it, as initialised.
+
+    Returns:
+      Parameters for `svd_attention`: those of `trained`, and an attention that nobody trained.
+    """
+    return unflatten_dict({**flatten_dict(start), **flatten_dict(trained)})
 
 
 def map_batch(

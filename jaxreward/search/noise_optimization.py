@@ -26,6 +26,12 @@ Losses = Callable[[Array], Array]
 SELECT = ("weighted", "unweighted")
 
 
+def nothing(image: Array) -> Float[Array, "0"]:
+    """Watches nothing."""
+    del image
+    return jnp.zeros((0,), jnp.float32)
+
+
 class Found(NamedTuple):
     """The best candidate of a search, and its course.
 
@@ -36,6 +42,7 @@ class Found(NamedTuple):
       losses: of every candidate and reward, in the order in which they were made.
       norms: Euclidean norm of each candidate's noise.
       spent: counts of the search, Python ints.
+      watched: what `watch` says of every candidate; no entries without it.
     """
 
     noise: Float[Array, "..."]
@@ -44,6 +51,7 @@ class Found(NamedTuple):
     losses: Float[Array, "*K N M"]
     norms: Float[Array, "*K N"]
     spent: Spent
+    watched: Float[Array, "*K N W"]
 
 
 def norm_prior(noise: Float[Array, "..."]) -> Float[Array, ""]:
@@ -95,6 +103,8 @@ def reno(
     weights: Float[Array, "M"],
     settings: Climb = Climb(),
     optimizer: optax.GradientTransformation | None = None,
+    *,
+    watch: Losses = nothing,
 ) -> Found:
     """Reward-based noise optimisation from one noise.
 
@@ -105,6 +115,7 @@ def reno(
       weights: of the rewards.
       settings: of the climb.
       optimizer: default `nesterov()`.
+      watch: image to `[W]` figures that are recorded and nothing else.
 
     Raises:
       ValueError: a setting out of range.
@@ -123,15 +134,16 @@ def reno(
         best = _better(best, (_score(own, weights, settings.select), noise, image))
         with jax.numpy_dtype_promotion("standard"):
             change, state = optimizer.update(gradient, state, noise)
-        return (optax.apply_updates(noise, change), state, best), (own, _norm(noise))
+        seen = (own, _norm(noise), watch(image))
+        return (optax.apply_updates(noise, change), state, best), seen
 
     shape = jax.eval_shape(generate, noise)
     best = (jnp.float32(jnp.inf), noise, jnp.zeros(shape.shape, shape.dtype))
     start = (noise, optimizer.init(noise), best)
-    (_, _, best), (course, norms) = jax.lax.scan(step, start, None, length=settings.steps)
+    (_, _, best), (course, norms, seen) = jax.lax.scan(step, start, None, length=settings.steps)
     made = settings.steps
     spent = Spent(made, made, made * course.shape[-1], made)
-    return Found(best[1], best[2], best[0], course, norms, spent)
+    return Found(best[1], best[2], best[0], course, norms, spent, seen)
 
 
 def carinox(
@@ -143,6 +155,7 @@ def carinox(
     optimizer: optax.GradientTransformation | None = None,
     *,
     as_released: bool = False,
+    watch: Losses = nothing,
 ) -> Found:
     """The best candidate of climbs from several noises.
 
@@ -154,19 +167,21 @@ def carinox(
       settings: of each climb.
       optimizer: default `nesterov()`.
       as_released: choose by the unweighted losses, as the authors' code does.
+      watch: as in `reno`.
     """
     if as_released:
         settings = settings._replace(select="unweighted")
 
     def climb(noise: Array):
-        return reno(noise, generate, losses, weights, settings, optimizer)._replace(spent=Spent())
+        own = reno(noise, generate, losses, weights, settings, optimizer, watch=watch)
+        return own._replace(spent=Spent())
 
     found = jax.vmap(climb)(noises)
     best = jnp.argmin(found.loss)
     first = jax.tree.map(lambda leaf: leaf[best], (found.noise, found.image, found.loss))
     made, count = settings.steps, noises.shape[0]
     spent = times(Spent(made, made, made * found.losses.shape[-1], made), count)
-    return Found(*first, found.losses, found.norms, spent)
+    return Found(*first, found.losses, found.norms, spent, found.watched)
 
 
 def best_of_n(
@@ -176,6 +191,7 @@ def best_of_n(
     weights: Float[Array, "M"],
     *,
     select: str = "weighted",
+    watch: Losses = nothing,
 ) -> Found:
     """The best of independent noises by the same losses: the baseline at equal budget."""
     check_choice("select", select, SELECT)
@@ -183,13 +199,14 @@ def best_of_n(
     def one(best: tuple, noise: Array):
         image = generate(noise)
         own = losses(image)
-        return _better(best, (_score(own, weights, select), noise, image)), (own, _norm(noise))
+        seen = (own, _norm(noise), watch(image))
+        return _better(best, (_score(own, weights, select), noise, image)), seen
 
     shape = jax.eval_shape(generate, noises[0])
     best = (jnp.float32(jnp.inf), noises[0], jnp.zeros(shape.shape, shape.dtype))
-    best, (course, norms) = jax.lax.scan(one, best, noises)
-    made = noises.shape[0]
-    return Found(best[1], best[2], best[0], course, norms, Spent(made, made, made * course.shape[1]))
+    best, (course, norms, seen) = jax.lax.scan(one, best, noises)
+    spent = times(Spent(1, 1, course.shape[1]), noises.shape[0])
+    return Found(best[1], best[2], best[0], course, norms, spent, seen)
 
 
 def best_within(
@@ -208,6 +225,18 @@ def best_within(
     total = (losses @ weights)[..., :budget].reshape(-1)
     best = jnp.argmin(total)
     return total[best], best.astype(jnp.int32)
+
+
+def best_so_far(totals: Float[Array, "N"]) -> Int[Array, "N"]:
+    """By number of candidates: position of the best among the first so many, the first on ties.
+
+    A NaN is never the best.
+    """
+    totals = jnp.where(jnp.isnan(totals), jnp.inf, totals)
+    least = jax.lax.cummin(totals)
+    before = jnp.concatenate([jnp.full((1,), jnp.inf), least[:-1]])
+    better = jnp.where(totals < before, jnp.arange(len(totals), dtype=jnp.int32), 0)
+    return jax.lax.cummax(better)
 
 
 def _gradient(noise: Array, pull: Callable, weights: Array, settings: Climb) -> Array:

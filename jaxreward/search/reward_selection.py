@@ -23,6 +23,9 @@ AS_RELEASED = {
 }
 """The authors' weights of HPS, ImageReward, DA-score and VQAScore by category."""
 
+COMMAND_LINE = (5.0, 5.0, 5.0, 1.0)
+"""Of the same rewards, the defaults of the authors' command line, whatever the category."""
+
 
 def correlations(
     scores: Float[Array, "N M"], judged: Float[Array, "N"], category: Int[Array, "N"], categories: int
@@ -61,10 +64,25 @@ def category_weights(correlation: Float[Array, "*C M"]) -> Float[Array, "*C M"]:
 
 
 def prompt_weights(
-    membership: Float[Array, "*P C"], weights: Float[Array, "C M"]
+    membership: Float[Array, "*P C"], weights: Float[Array, "C M"], *, as_released: bool = False
 ) -> Float[Array, "*P M"]:
-    """Weights for prompts that belong to categories with the given probabilities."""
-    return membership @ weights
+    """Weights for prompts that belong to categories with the given probabilities.
+
+    Args:
+      membership: of each prompt.
+      weights: of the rewards by category.
+      as_released: `COMMAND_LINE` for every prompt: the authors' optimisation does not read their
+        table.
+
+    Raises:
+      ValueError: `as_released` with other than four rewards.
+    """
+    if not as_released:
+        return membership @ weights
+    count = weights.shape[1]
+    if count != len(COMMAND_LINE):
+        raise ValueError(f"as_released with {count} rewards; allowed are {len(COMMAND_LINE)}")
+    return jnp.broadcast_to(jnp.asarray(COMMAND_LINE), (*membership.shape[:-1], count))
 
 
 def strongest(correlation: Float[Array, "C M"], count: int) -> Int[Array, "count"]:

@@ -123,6 +123,41 @@ def draw_prompts(
     return jnp.stack([category, first, second, option], axis=1).astype(jnp.int32)
 
 
+def all_prompts() -> Int[np.ndarray, "N 4"]:
+    """Every prompt once, by category: 90 of both, 180 relations, 20 counts and 20 sizes."""
+    pairs = [(a, b) for a in range(DIGITS) for b in range(DIGITS) if a != b]
+    rows = [(BOTH, a, b, 0) for a, b in pairs]
+    rows += [(RELATION, a, b, option) for a, b in pairs for option in (0, 1)]
+    rows += [(c, a, a, option) for c in (COUNT, SIZE) for a in range(DIGITS) for option in (0, 1)]
+    return np.asarray(rows, np.int32)
+
+
+def is_held_out(prompts: Int[np.ndarray, "*N 4"]) -> Bool[np.ndarray, "*N"]:
+    """A fifth of each category, for tests of combinations that training never showed.
+
+    Of pairs those whose digits sum to a multiple of 5, in whatever order and relation; of a
+    single digit `d` those whose `d % 5` is 0 (one), 1 (two), 2 (big) or 3 (small). Every digit and
+    every word stands in other prompts too.
+    """
+    category, first, second, option = np.moveaxis(np.asarray(prompts), -1, 0)
+    single = first % 5 == 2 * (category - COUNT) + option
+    return np.where(category <= RELATION, (first + second) % 5 == 0, single)
+
+
+def draw_balanced(
+    key: jax.Array, table: Int[np.ndarray, "N 4"], count: int
+) -> Int[Array, "count 4"]:
+    """Random rows of a table of prompts: its categories in turn, uniform within each."""
+    table = np.asarray(table)
+    kinds = np.unique(table[:, 0])
+    sizes = np.asarray([np.sum(table[:, 0] == kind) for kind in kinds])
+    widest = max(sizes)
+    rows = np.stack([np.resize(table[table[:, 0] == k], (widest, 4)) for k in kinds])
+    turn = np.arange(count) % len(kinds)
+    index = jax.random.randint(key, (count,), 0, jnp.asarray(sizes[turn], jnp.int32))
+    return jnp.asarray(rows, jnp.int32)[turn, index]
+
+
 def allowed_pairs(prompt: Int[Array, "4"]) -> Bool[Array, "K K"]:
     """Which pairs of cell labels satisfy the prompt; sizes matter only to prompts about them."""
     category, first, second, option = prompt

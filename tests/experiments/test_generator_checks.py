@@ -3,15 +3,19 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import generate_rl, generator_checks, generator_figures, noise_search
+from experiments.image_studies import report
+from jaxreward.search.accounting import Spent
 from jaxreward.training import config as config_lib
+from jaxreward.training import figures
 from jaxreward.training.exits import ConfigError
 
 RL = ("find", "rg_lcd", "rlcm")
-SEARCH = ("reno", "carinox", "ttsnap", "golden_noise")
+SEARCH = ("reno", "carinox", "ttsnap", "golden_noise", "prompted_digits")
 
 
 def config_of(method, **changes):
@@ -59,7 +63,8 @@ WRONG = {
     "sampler": ("rlcm", dict(study__arms__rlcm_4__sampler="euler"), "rlcm_4.sampler = 'euler'"),
     "steps": ("rlcm", dict(study__arms__rlcm_4__steps=1), "rlcm_4.steps = 1; allowed is >= 2"),
     "loss": ("rlcm", dict(study__arms__rlcm_4__loss="dpo"), "rlcm_4.loss = 'dpo'; allowed is clip"),
-    "pairs": ("rlcm", dict(study__group_size=1), "group_size = 1; allowed is >= 2 for pairs"),
+    "pairs": ("rlcm", dict(study__arms__rlcm_4__loss="rebel", study__group_size=1),
+              "group_size = 1; allowed is >= 2 for pairs"),
     "parts": ("rlcm", dict(study__updates=3), "prompts_per_step = 10; allowed are multiples of.*3"),
     "memory": ("rlcm", dict(study__tracker__min_count=33), "min_count = 33; allowed is .1, 32."),
     "decay": ("rg_lcd", dict(study__distillation__decay=1.0), "distillation.decay = 1.0"),
@@ -92,6 +97,29 @@ def test_more_devices_than_there_are():
     generate_rl.validate(config)
 
 
+def test_curves_follow_the_best_so_far():
+    totals = jnp.array([[3.0, 1.0, 2.0], [2.0, 4.0, 1.0]])
+    right = jnp.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    found = report.course(totals, -totals, right, Spent(2, 1, 1, backward_calls=1))
+    np.testing.assert_allclose(found[generator_figures.BUDGET], [4.0, 8.0, 12.0])
+    np.testing.assert_allclose(found[generator_figures.REWARD], [-2.5, -1.5, -1.0])
+    np.testing.assert_allclose(found[generator_figures.TRUSTED], [0.5, 1.0, 0.5])  # hacked at last
+
+
+def test_samples_have_their_prompts_above(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).uniform(size=(2, 3, 8, 16))
+    first = np.array([[[1, 3, 7, 0], [2, 5, 5, 1], [3, 4, 4, 1]]] * 2)
+    arms = {"a": first, "b": first, "c": first[:, ::-1]}
+    found = {arm: {"samples": images, "samples/prompts": own} for arm, own in arms.items()}
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    generator_figures.draw(found, tmp_path)
+    words = [[text.get_text() for text in panel.get_xticklabels()] for panel in kept[0].axes]
+    named = ["a 3 left of a 7", "two 5s", "a small 4"]
+    unfold = lambda row: [text.replace("\n", " ") for text in row]
+    assert [unfold(row) for row in words] == [named, [], named[::-1]]  # once for equal rows
+
+
 def test_figures(tmp_path):
     """Curves where arms name a budget, images where they have some, nothing otherwise."""
     curve = np.linspace(0.0, 1.0, 40)[None] * np.ones((3, 1))
@@ -108,6 +136,15 @@ def test_figures(tmp_path):
     written = generator_figures.draw(found, tmp_path)
     assert [path.name for path in written] == ["curves.png", "samples.png"]
     assert all(path.stat().st_size > 1000 for path in written)
+    axes = [figures.new_figure()[1][0, 0] for _ in generator_figures.CURVE_PANELS]
+    for panel, draw in zip(axes, generator_figures.CURVE_PANELS):
+        draw(None, found, None, panel)
+        assert [line.get_label() for line in panel.lines] == ["own"]
+        assert panel.collections  # the band over seeds
+    np.testing.assert_allclose(axes[1].lines[0].get_ydata()[0], np.mean(curve[0, :2] ** 2))
+    short = {"one": {name: values[:, :1] for name, values in named.items()}}
+    generator_figures.draw_reward(None, short, None, axes[0])
+    assert axes[0].lines[-1].get_marker() == "o"  # a line of one point would not be seen
     found = {"plain": {"samples": images[..., 0]}}
     assert [p.name for p in generator_figures.draw(found, tmp_path)] == ["samples.png"]
     assert generator_figures.draw({"base": {"reward": np.ones(3)}}, tmp_path) == []

@@ -84,6 +84,41 @@ def test_on_the_host_seeds_are_the_same(tmp_path):
     np.testing.assert_allclose(low[0], low[1], rtol=1e-6)
 
 
+def make_prepared(config):
+    """Begins with "pretrained" numbers."""
+
+    def prepare(key):
+        return {"a": jax.random.normal(key, (2, 3)), "b": [jnp.arange(3.0)]}
+
+    def one(key, given):
+        noise = jax.random.normal(key, (2, 3))
+        return {"low": {"score": jnp.sum(given["a"] * noise) + jnp.sum(given["b"][0])}}
+
+    panels = [lambda config, found, results, axes, i=i: axes.plot([0, i]) for i in range(2)]
+    return studies.Study(one, draw=tuple(panels), prepare=prepare)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_what_is_pretrained_is_kept(tmp_path, at_a_time):
+    own = config(seeds=3, seeds_at_a_time=at_a_time)
+    own.study.fn, own.claims = "test_studies:make_prepared", {}
+    studies.run(own, str(tmp_path))
+    first = read(tmp_path)["results"]["low"]["score"]["per_seed"]
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(3)]
+    expected = [float(jnp.sum(jnp.square(jax.random.normal(key, (2, 3)))) + 3) for key in keys]
+    np.testing.assert_allclose(first, expected, rtol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "pretrained").iterdir()) == ["0.npz", "1.npz", "2.npz"]
+    # without the seeds, from what was pretrained: changed there, it changes the results
+    for path in (tmp_path / "seeds").iterdir():
+        path.unlink()
+    with np.load(tmp_path / "pretrained" / "1.npz") as file:
+        leaves = [file[name] for name in file.files]
+    np.savez(tmp_path / "pretrained" / "1.npz", 2 * leaves[0], leaves[1])
+    studies.run(own, str(tmp_path))
+    again = read(tmp_path)["results"]["low"]["score"]["per_seed"]
+    np.testing.assert_allclose(again, [first[0], 2 * first[1] - 3, first[2]], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [

@@ -159,6 +159,43 @@ def test_hard_and_equal_preferences():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def released_cross_entropy(expert, proxy):
+    """The released code's labels by hand: `argmax` over the batch, then data always wins."""
+    total, count = 0.0, expert.shape[1]
+    for i in range(count - 1):
+        for j in range(i + 1, count):
+            label = np.argmax(expert, axis=0)  # of [candidates, batch] over its second axis
+            label = np.ones_like(label) if j == count - 1 else label
+            logits = np.stack([proxy[:, i], proxy[:, j]], axis=1)
+            log_probs = logits - np.logaddexp(logits[:, :1], logits[:, 1:])
+            total -= np.mean(log_probs[np.arange(count), label])
+    return total
+
+
+def test_released_hard_labels_are_taken_over_the_batch():
+    """The trap of the card of RG-LCD: with three samples the released cross-entropy runs."""
+    expert = jnp.array([[22.0, 20.0, 24.0], [21.0, 20.5, 23.0], [20.0, 20.2, 25.0]])
+    proxy = jnp.array([[1.0, 1.5, 0.7], [0.5, 0.2, 1.0], [0.3, 0.9, 0.4]])
+    # best samples of the generated candidates: 0, 1; of the data 2, which is no label of a pair
+    expert = expert.at[2, 2].set(22.5)  # now 0
+    released = denoising.proxy_preference_loss(expert, proxy, labels="hard", as_released=True)
+    expected = released_cross_entropy(np.asarray(expert), np.asarray(proxy))
+    np.testing.assert_allclose(released, expected, rtol=1e-6)
+    own = denoising.proxy_preference_loss(expert, proxy, labels="hard")
+    log = lambda i, j: jax.nn.log_sigmoid(proxy[:, i] - proxy[:, j])
+    first = jnp.where(jnp.array([True, True, False]), log(0, 1), log(1, 0))  # each row's own choice
+    np.testing.assert_allclose(own, -jnp.mean(first + log(2, 0) + log(2, 1)), rtol=1e-6)
+    assert abs(float(released - own)) > 0.05
+    broken = denoising.proxy_preference_loss(
+        expert.at[2, 0].set(30.0), proxy, labels="hard", as_released=True
+    )
+    assert np.isnan(broken)  # label 2 of two choices
+    with pytest.raises(ValueError, match="2 samples and 3 candidates"):
+        denoising.proxy_preference_loss(EXPERT, PROXY, labels="hard", as_released=True)
+    with pytest.raises(ValueError, match="labels = 'soft'"):
+        denoising.proxy_preference_loss(expert, proxy, as_released=True)
+
+
 def test_bad_inputs():
     with pytest.raises(ValueError, match="width = 0"):
         denoising.pseudo_huber(jnp.ones(2), 0)

@@ -57,9 +57,13 @@ def test_gate_of_the_card(key):
         changed = {"params": {**params["params"], "a": jnp.float32(a)}}
         return network.apply(changed, noise[0], prompts[0])
 
-    embedded = (at(1.0) - at(0.0)) / 0.4621172
-    for a, gate in ((0.5, 0.2449187), (-1.0, -0.4621172)):
-        np.testing.assert_allclose(at(a) - at(0.0), gate * embedded, atol=1e-5)
+    dense = params["params"]["modulation"]
+    both = prompts[0].reshape(-1) @ dense["kernel"] + dense["bias"]
+    embedded = noise_map.modulate(noise[0], *jnp.split(both, 2))
+    alone = NoiseMap(False, 8, 16, 4, 2, parts="svd").apply(params, noise[0], prompts[0])
+    gates = {0.0: 0.0, 0.5: 0.2449187, 1.0: 0.4621172, -1.0: -0.4621172}
+    for a, gate in gates.items():
+        np.testing.assert_allclose(at(a), alone + gate * embedded, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", [False, True])
@@ -97,6 +101,29 @@ def test_every_sample_has_its_own_prompt_unless_as_released(key):
     assert float(jnp.max(jnp.abs(own[1] - released[1]))) > 1e-2
     first = network.apply(params, noise[1], prompts[0])
     np.testing.assert_allclose(released[1], first, rtol=1e-4, atol=1e-5)
+
+
+def test_released_inference_runs_an_attention_that_nobody_trained(key):
+    """The mismatch of the card of golden noise: trained without attention, used with it."""
+    without, with_it = small(parts="svd"), small(parts="svd", svd_attention=True)
+    trained, noise, prompts = made(key, without)
+    start = with_it.init(jax.random.key(7), noise[0], prompts[0])
+    released = noise_map.released_params(trained, start)
+    values, attention = released["params"]["values"], "MultiHeadDotProductAttention_0"
+    for name, leaf in trained["params"]["values"].items():
+        assert jax.tree.all(jax.tree.map(np.array_equal, values[name], leaf))
+    assert set(values) == set(trained["params"]["values"]) | {attention}
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, values[attention], start["params"]["values"][attention])
+    )
+    used = with_it.apply(released, noise[0], prompts[0])
+    assert np.max(np.abs(used - without.apply(trained, noise[0], prompts[0]))) > 1e-3
+    # where the attention says nothing, the last layers see zeros: the trained biases alone
+    values[attention] = jax.tree.map(jnp.zeros_like, values[attention])
+    last = [trained["params"]["values"][f"Dense_{i}"] for i in (6, 5)]
+    change = jax.nn.relu(last[0]["bias"]) @ last[1]["kernel"] + last[1]["bias"]
+    expected = noise_map.shift_singular_values(noise[0, 0], change)
+    np.testing.assert_allclose(with_it.apply(released, noise[0], prompts[0])[0], expected, atol=1e-5)
 
 
 def test_a_known_decomposition_changes_nothing(key):

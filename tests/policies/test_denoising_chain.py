@@ -13,6 +13,7 @@ from jaxreward.policies import denoising_chain as chains
 from jaxreward.schedules import CLEAN, FLOW
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage
+from jaxreward.transforms.prompt_statistics import prompt_statistics
 from jaxreward.types import make_signal
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -158,6 +159,42 @@ def test_learns_by_the_update_step_of_language_models(name):
     first, last = jnp.mean(rewards[:5]), jnp.mean(rewards[-5:])
     error = (jnp.var(rewards[:5]) / rewards[:5].size) ** 0.5
     assert last > first + 8 * error
+
+
+def first_minibatch(rewards, transform, objective="clip"):
+    """Gradient of the loss at the policy that sampled, and the advantages."""
+    policy = chains.denoising_policy(CHAINS["consistency"], init, SHAPE)
+    params = policy.init(jax.random.key(1))
+    trajectories = policy.sample(params, jax.random.key(2), PROMPTS, GROUP)
+    signal = make_signal(rewards, prompt_id=jnp.arange(2), trajectories=trajectories)
+    signal, _ = transform.update(jax.random.key(3), signal, transform.init())
+    loss = policy_objective(policy, objective=objective, clip_low=1e-4, clip_high=1e-4)
+    grads = jax.grad(lambda p: loss(p, signal)[0])(params)
+    return grads, signal.advantages, policy, params, trajectories
+
+
+def test_on_the_first_minibatch_ppo_is_reinforce():
+    """Check 7 of the card of RLCM: there the ratio is 1, so normalised rewards weigh the scores."""
+    rewards = jnp.array([[1.0, 3.0, 5.0, 2.0], [0.0, 4.0, 1.0, 1.0]])
+    normalised = prompt_statistics(2, buffer=4, min_count=4)
+    clipped, advantages, policy, params, trajectories = first_minibatch(rewards, normalised)
+    plain = first_minibatch(rewards, normalised, "reinforce")[0]
+    scored = lambda p: policy.log_prob(p, trajectories).log_probs
+    by_hand = jax.grad(lambda p: -jnp.mean(advantages[:, :, None] * scored(p)))(params)
+    for name in ("scale", "bias"):
+        assert np.any(clipped[name] != 0)
+        np.testing.assert_allclose(clipped[name], plain[name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(clipped[name], by_hand[name], rtol=1e-4, atol=1e-6)
+
+
+def test_equal_rewards_in_a_full_buffer_update_nothing():
+    """Check 7 of the card of RLCM."""
+    grads, advantages, *_ = first_minibatch(
+        jnp.full((2, GROUP), 0.3), prompt_statistics(2, buffer=4, min_count=4)
+    )
+    np.testing.assert_array_equal(advantages, 0.0)
+    for leaf in jax.tree.leaves(grads):
+        np.testing.assert_array_equal(leaf, 0.0)
 
 
 def test_learning_rate_of_the_card():

@@ -53,6 +53,8 @@ def test_loss():
     """Check 2 of the card of FIND."""
     penalty = noise_prior.drift_penalty(MOVED)
     np.testing.assert_allclose(penalty, 0.0125, rtol=1e-5)
+    divergence = 0.5 * (MOVED.std**2 + MOVED.mean**2 - 1) - jnp.log(MOVED.std)
+    np.testing.assert_allclose(jnp.mean(divergence), 0.0087626, rtol=1e-4)  # which it stands for
     loss = objective(MOVED, 0.9 - 0.4) + 0.01 * penalty
     np.testing.assert_allclose(loss, -5.7560121, rtol=1e-6)
 

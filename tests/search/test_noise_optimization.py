@@ -119,6 +119,25 @@ def test_clipping_each_against_clipping_all():
         np.testing.assert_allclose(-found.noise, expected, atol=1e-5)
 
 
+def test_sum_of_apart_clipped_gradients():
+    """Check 2 of the card of CARINOX: before the last clip."""
+    slopes = jnp.array([[10.0, 0.0], [0.0, 0.2]])
+    parts = jnp.stack([search.clip_norm(g, 0.1) for g in slopes])
+    np.testing.assert_allclose(jnp.sum(parts, axis=0), [0.1, 0.1], rtol=1e-5)
+
+
+def test_parts_of_a_step_with_the_prior():
+    """Check 3 of the card of CARINOX: the clipped parts and the step's gradient."""
+    prior = 0.01 * jax.grad(search.norm_prior)(jnp.array([3.0, 0, 0, 0]))
+    np.testing.assert_allclose(prior, [0.02, 0, 0, 0], atol=1e-7)
+    slopes = jnp.array([[0, 1.06 * 0.5, 0, 0], [0, 0, 1.41 * 0.03, 0]], jnp.float32)
+    parts = jnp.stack([search.clip_norm(g + prior, 0.1) for g in slopes])
+    expected = [[0.003771, 0.099929, 0, 0], [0.02, 0, 0.0423, 0]]
+    np.testing.assert_allclose(parts, expected, atol=1e-6)
+    step = search.clip_norm(jnp.sum(parts, axis=0), 0.1)
+    np.testing.assert_allclose(step, [0.021398, 0.089955, 0.038078, 0], atol=1e-6)
+
+
 def test_prior_enters_the_gradient_of_every_reward():
     slopes = jnp.array([[0, 0.5, 0, 0], [0, 0, 0.03, 0]], jnp.float32)
     found = search.reno(
@@ -172,6 +191,37 @@ def test_limits_of_carinox(key):
     best = search.best_of_n(noises, linear, distance, ONE)
     np.testing.assert_array_equal(explored.noise, best.noise)
     assert best.spent == accounting.Spent(8, 8, 8, 0)
+
+
+def test_what_is_watched_changes_nothing(key):
+    """Figures of every candidate, in the order of making, by all three searches."""
+    noises = jax.random.normal(key, (3, 2))
+    watch = lambda image: jnp.stack([image[0], jnp.sum(image)])
+    climb = dict(settings=search.Climb(steps=4, clip_each=True))
+    own = jnp.array([1.0, 0.3])
+    runs = {
+        "reno": lambda **w: search.reno(START, linear, two_losses, own, **climb, **w),
+        "carinox": lambda **w: search.carinox(noises, linear, two_losses, own, **climb, **w),
+        "best_of_n": lambda **w: search.best_of_n(noises, linear, two_losses, own, **w),
+    }
+    for name, run in runs.items():
+        bare, found = run(), run(watch=watch)
+        assert bare.watched.shape == found.losses.shape[:-1] + (0,)
+        assert found.watched.shape == found.losses.shape[:-1] + (2,)
+        np.testing.assert_array_equal(found.noise, bare.noise)
+        np.testing.assert_array_equal(found.losses, bare.losses)
+        totals = (found.losses @ own).reshape(-1)
+        seen = found.watched.reshape(-1, 2)[jnp.argmin(totals)]
+        np.testing.assert_allclose(seen, watch(found.image), rtol=1e-5, err_msg=name)
+
+
+def test_best_so_far():
+    totals = jnp.array([jnp.nan, 3.0, 4.0, 3.0, jnp.nan, 1.0, 2.0])
+    np.testing.assert_array_equal(search.best_so_far(totals), [0, 1, 1, 1, 1, 5, 5])
+    table = jnp.array([2.5, 2.7, 2.4, 3.0])
+    for n in range(1, 5):
+        last = search.best_so_far(table)[n - 1]
+        assert int(last) == int(search.best_within(table[:, None], ONE, n)[1])
 
 
 def test_nan_never_wins():

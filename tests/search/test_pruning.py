@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.integrate import simpson
 
 from jaxreward.search import pruning
 from jaxreward.search.accounting import Spent
@@ -29,6 +30,17 @@ def test_costs_of_the_card(schedule, as_released, cost, count):
     own = pruning.cost_per_candidate(schedule, **PRICES, as_released=as_released)
     assert own == pytest.approx(cost, abs=1e-9)
     assert pruning.affordable(2000, own) == count
+
+
+def test_parts_of_the_released_cost():
+    """Check 1 of the card of TTSnap: what each stage of the schedule adds for a candidate."""
+    until = lambda j: pruning.cost_per_candidate(
+        Schedule(SINGLE.steps[:j], SINGLE.keep[:j]), SINGLE.steps[j] + 1, 9.9, 1.2, as_released=True
+    )
+    parts = [21.0, 16.32, 8.112]
+    np.testing.assert_allclose([until(j) for j in range(3)], np.cumsum(parts), rtol=1e-9)
+    whole = pruning.cost_per_candidate(SINGLE, **PRICES, as_released=True)
+    assert whole - sum(parts) == pytest.approx(6.432)
 
 
 def test_rounding_is_to_even():
@@ -109,6 +121,8 @@ def test_relative_increase_of_the_card():
     baseline = jnp.array([1.0, 1.2, 1.3, 1.36, 1.4])
     found = pruning.relative_increase(list(budgets), searched, baseline)
     np.testing.assert_allclose(found, 37.963, atol=2e-3)
+    areas = [simpson(np.asarray(curve) - 1.0, x=list(budgets)) for curve in (baseline, searched)]
+    np.testing.assert_allclose(areas, [432, 596], rtol=1e-5)
     flat = jnp.ones(5)
     assert np.isinf(pruning.relative_increase(list(budgets), searched, flat))
 

@@ -52,6 +52,18 @@ def test_prompts_mix_categories():
     np.testing.assert_allclose(mixed, [[2.0, 0.0], [1.25, 0.75]])
 
 
+def test_released_optimisation_does_not_read_the_table():
+    """The trap of the card of CARINOX: weights of the command line, HPS, IR, DA and VQA."""
+    table = jnp.asarray(list(selection.AS_RELEASED.values()))
+    membership = jax.nn.one_hot(jnp.array([0, 7]), len(table))
+    own = selection.prompt_weights(membership, table)
+    np.testing.assert_allclose(own, [[0.40, 1.06, 1.41, 1.14], [1.02, 1.05, 1.00, 0.93]], rtol=1e-6)
+    released = selection.prompt_weights(membership, table, as_released=True)
+    np.testing.assert_array_equal(released, [[5.0, 5.0, 5.0, 1.0]] * 2)
+    with pytest.raises(ValueError, match="2 rewards; allowed are 4"):
+        selection.prompt_weights(membership, table[:, :2], as_released=True)
+
+
 def test_strongest_ignores_the_unknown():
     rho = jnp.array([[0.2, 0.9, jnp.nan, jnp.nan], [0.4, 0.1, 0.6, jnp.nan]])
     np.testing.assert_array_equal(selection.strongest(rho, 2), [2, 1])

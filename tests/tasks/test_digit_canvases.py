@@ -58,6 +58,35 @@ def test_what_is_drawn_satisfies_its_prompt(key):
     assert set(np.asarray(only[:, 0])) == {canvases.COUNT}
 
 
+def test_held_out_prompts_are_new_combinations_of_known_words(key):
+    every = canvases.all_prompts()
+    assert len(np.unique(every, axis=0)) == len(every) == 310
+    away = canvases.is_held_out(every)
+    for kind in range(4):
+        assert np.mean(away[every[:, 0] == kind]) == pytest.approx(0.2)
+    seen, new = every[~away], every[away]
+    words = lambda rows: set(np.asarray(canvases.tokens(jnp.asarray(rows))).ravel().tolist())
+    assert words(new) <= words(seen) == set(range(len(canvases.WORDS)))
+    # no canvas of a held-out pair is one of training: neither the order nor the relation is new alone
+    pairs = lambda rows: {frozenset((a, b)) for c, a, b, _ in rows.tolist() if c <= canvases.RELATION}
+    assert not pairs(seen) & pairs(new)
+    for digit in range(10):
+        assert np.any((new[:, 1:3] == digit) & (new[:, :1] <= canvases.RELATION))
+    assert canvases.is_held_out(np.array([[2, 6, 6, 1], [2, 6, 6, 0], [3, 7, 7, 0]])).tolist() == [
+        True, False, True
+    ]  # fmt: skip
+
+
+def test_balanced_prompts_are_rows_of_their_table(key):
+    table = canvases.all_prompts()[-60:]  # relations, counts and sizes
+    drawn = np.asarray(canvases.draw_balanced(key, table, 600))
+    np.testing.assert_array_equal(drawn[:, 0], np.tile([1, 2, 3], 200))
+    rows = set(map(tuple, table.tolist()))
+    assert set(map(tuple, drawn.tolist())) == rows
+    counts = np.unique(drawn[drawn[:, 0] == 3], axis=0, return_counts=True)[1]
+    assert len(counts) == 20 and counts.max() < 10 + 5 * 10**0.5
+
+
 def test_canvas_shows_real_digits(key, bank):
     prompt = jnp.array([canvases.RELATION, 3, 7, 1], jnp.int32)
     canvas = canvases.draw_canvas(key, bank, prompt)
