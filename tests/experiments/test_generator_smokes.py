@@ -1,0 +1,46 @@
+"""The smallest variants of the studies of image generators through their runners."""
+
+import numpy as np
+import pytest
+import smokes
+
+from experiments import generator_figures as figures
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+STUDIES = ("carinox", "find", "golden_noise", "reno", "rg_lcd", "rlcm", "ttsnap")
+WITHOUT_CURVES = {
+    "find": {"base"}, "rg_lcd": {"teacher_2", "teacher_50"},
+    "carinox": {"sound_rewards", "wrong_reward"},
+}  # fmt: skip
+"""Arms that neither learn nor search, so spend nothing, and what are no arms."""
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_smoke(name, tmp_path):
+    # of two prompts Kendall's rank correlation may be of ties alone
+    config, results = smokes.run(name, tmp_path, undefined=("kendall",))
+    full = smokes.variant(name, "")
+    assert full.claims and full.seeds >= 3
+    if "arms" in config.study:
+        assert set(config.study.arms) < set(full.study.arms)
+    for picture in ("curves.png", "samples.png"):
+        assert (tmp_path / picture).stat().st_size > 1000
+    with np.load(tmp_path / "curves.npz") as curves:
+        for arm in set(results) - WITHOUT_CURVES.get(name, set()):
+            budget, reward, trusted = (
+                curves[f"{arm}::{curve}"]
+                for curve in (figures.BUDGET, figures.REWARD, figures.TRUSTED)
+            )
+            assert budget.shape == reward.shape == trusted.shape, arm
+            assert np.all(np.diff(budget, axis=1) > 0), arm
+            assert np.all(np.isfinite(reward + trusted)), arm
+            if name not in ("golden_noise", "ttsnap"):  # there the curves search on top of the arms
+                total = results[arm]["spent/cost"]["mean"]
+                np.testing.assert_allclose(budget[:, -1], total, rtol=1e-6, err_msg=arm)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_unknown_variants(name):
+    with pytest.raises(ValueError, match="variant 'large'"):
+        smokes.variant(name, "large")
