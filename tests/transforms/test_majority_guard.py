@@ -167,7 +167,7 @@ def test_each_prompt_at_risk_is_paused_with_the_given_probability():
 
 
 def plain(rows, tau=0.3, window=5):
-    """Flip rate, weight and bonus of each visit of a prompt, in plain Python as the card's steps."""
+    """Leader, weight, bonus and risk at each visit of a prompt, in plain Python."""
     past, competed, suspected, found = [], False, 0, []
     for row in rows:
         counts = {a: row.count(a) for a in row if a}
@@ -182,7 +182,8 @@ def plain(rows, tau=0.3, window=5):
             weight, suspected = weight * 0.85, suspected + 1
         least = max(1, len(row) // 4)
         kept = {a: n for a, n in counts.items() if a != leader and n >= least}
-        bonus = [0.3 * min(rate / tau, 1) * kept.get(a, 0) / max(sum(kept.values()), 1) for a in row]
+        whole = 0.3 * min(rate / tau, 1) / max(sum(kept.values()), 1)
+        bonus = [whole * kept.get(a, 0) for a in row]
         risky = competed and len(past) >= window and mean > 0.5
         found.append((leader, max(weight, 0.1), bonus, risky))
     return found
