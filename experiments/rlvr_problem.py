@@ -42,9 +42,16 @@ class Problem(NamedTuple):
 
 
 def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
-    """Prepares the data under the workdir and builds the policy."""
+    """Prepares the data under the workdir and builds the policy.
+
+    Raises:
+      ConfigError: a split that the data lack, or a package that they need.
+    """
     data_dir = pathlib.Path(workdir) / config.task.data_dir
-    dataset = datasets.prepare(config.task.dataset, data_dir)
+    try:
+        dataset = datasets.prepare(config.task.dataset, data_dir)
+    except ImportError as error:
+        raise ConfigError(f"config.task.dataset = {config.task.dataset!r}: {error}") from error
     model = open_model(config)
     splits = pipeline.load_arrays(dataset, model.tokenizer, to_prompts=model.to_prompts)
     kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))

@@ -61,11 +61,27 @@ def run(workdir: str, quick: bool) -> dict[str, Any]:
         rows.append([f"N={shape['rows']} D={shape['width']} V={shape['vocabulary']}"] + [""] * 4)
         rows += [_row(name, entry) for name, entry in found["entries"].items()]
         notes += found["notes"] + ([] if quick else bars(found, report.device()))
+    compiled = _compiled_only(quick, rows, notes)
     slug = re.sub(r"[^a-z0-9]+", "_", report.device().lower()).strip("_")
     kept = {"device": report.device(), "versions": report.versions(), "measured": measured}
+    kept["compiled_only"] = compiled
     path = pathlib.Path(workdir) / f"linear_log_prob_{slug}.json"
     path.write_text(json.dumps(kept, indent=1) + "\n")
     return {"rows": rows, "notes": notes, "measured": measured}
+
+
+def _compiled_only(quick: bool, rows: list, notes: list) -> list[dict[str, Any]]:
+    """Adds what the shapes of the GPU bars would cost, where there is no GPU to measure on."""
+    import jax
+
+    from experiments.benchmarks import linear_log_prob_compiled
+
+    if quick or jax.default_backend() != "cpu":
+        return []
+    more, found, why_not = linear_log_prob_compiled.table()
+    rows += more
+    notes += why_not
+    return found
 
 
 def measure(shape: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -129,21 +145,25 @@ def make_arguments(shape: dict[str, Any]) -> tuple:
     )
 
 
-def make_entries(shape: dict[str, Any]) -> dict[str, Entry]:
-    """Everything that can be tried on this device."""
+def make_entries(shape: dict[str, Any], block_rows: int | None = None) -> dict[str, Entry]:
+    """Everything that can be tried on this device; `block_rows` of the blocked schemes."""
     import jax
 
     from jaxreward.kernels.linear_log_prob import api
 
     def kernel(implementation):
         def loss(hidden, weight, targets, advantages, old):
-            scores = api.linear_log_prob(hidden, weight, targets, implementation=implementation)
+            scores = api.linear_log_prob(
+                hidden, weight, targets, implementation=implementation,
+                block_rows=block_rows if implementation == "xla" else None,
+            )  # fmt: skip
             return clipped(scores[0], scores[1], (advantages, old)).mean()
 
         return loss
 
     def in_forward(hidden, weight, targets, advantages, old):
-        total, _ = api.linear_token_loss(hidden, weight, targets, clipped, (advantages, old))
+        extras, options = (advantages, old), dict(block_rows=block_rows)
+        total, _ = api.linear_token_loss(hidden, weight, targets, clipped, extras, **options)
         return total / hidden.shape[0]
 
     entries = {

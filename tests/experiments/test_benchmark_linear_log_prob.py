@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import linear_log_prob
+from experiments.benchmarks import linear_log_prob, linear_log_prob_compiled
 
 
 def test_quick(tmp_path, monkeypatch, capsys):
@@ -49,3 +49,14 @@ def test_a_wrong_loss_is_refused():
     entries = {"naive logits": _entry(1, 1), "Pallas": _entry(1, 1, loss=1.1)}
     with pytest.raises(ValueError, match="Pallas has loss 1.1; the naive loss is 1.0"):
         linear_log_prob._check_losses(entries)
+
+
+def test_compiled_only():
+    """Three products of 2 N D V, or four, and never all logits in memory."""
+    shape = dict(rows=2048, width=256, vocabulary=151936, dtype="bfloat16")
+    found = linear_log_prob_compiled.analyse(shape)
+    logits = 4 * shape["rows"] * shape["vocabulary"]
+    for name, products in zip(linear_log_prob.OURS[:2], (4, 3)):
+        entry = found[name]
+        assert entry["flop"] / entry["floor"] == pytest.approx(products / 3, rel=0.1)
+        assert 0 < entry["temporary_bytes"] < logits

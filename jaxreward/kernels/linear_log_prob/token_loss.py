@@ -101,7 +101,8 @@ def _forward(hidden, head, targets, extras, scaling, columns, static):
 
 def _backward(static, residuals, cotangents):
     scale = cotangents[0]
-    d_hidden, d_head = jax.tree.map(lambda g: (g * scale).astype(g.dtype), residuals)
+    scaled = lambda g: (g.astype(jnp.float32) * scale).astype(g.dtype)
+    d_hidden, d_head = jax.tree.map(scaled, residuals)
     return d_hidden, d_head, None, None, None, None
 
 
