@@ -1,12 +1,10 @@
 """The head over many devices; the work is done in a process that has eight of them."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
+import processes
 import pytest
 
 from jaxreward.kernels.linear_log_prob import sharded
@@ -14,10 +12,7 @@ from jaxreward.kernels.linear_log_prob import sharded
 
 def test_equals_one_device():
     script = pathlib.Path(__file__).with_name("sharded_on_eight_devices.py")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=400
-    )
+    done = processes.python(script, optimized=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip() == "same"
 

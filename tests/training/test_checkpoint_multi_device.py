@@ -1,8 +1,6 @@
 """A checkpoint of one mesh is restored onto another; its own process forces the devices."""
 
-import os
-import subprocess
-import sys
+import processes
 
 SCRIPT = """
 import os, sys
@@ -47,12 +45,5 @@ print("same")
 
 
 def test_restoring_onto_another_mesh(tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "c")],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = processes.python("-c", SCRIPT, tmp_path / "c", devices=8)
     assert done.stdout == "same\n", done.stderr
