@@ -74,6 +74,7 @@ def draw_curves(axes: Any, found: Found, metric: str, smooth: int = 20) -> None:
         if len(x) == 1:
             axes.lines[-1].set_marker("o")
         axes.set_xscale("log")
+        axes.tick_params(axis="x", which="minor", labelrotation=45, labelsize="x-small")
 
 
 def _with_curve(found: Found, metric: str) -> Found:
