@@ -16,6 +16,8 @@ import subprocess
 import sys
 from typing import Any, Callable, NamedTuple
 
+from experiments.benchmarks import linear_log_prob_compiled
+
 QUICK = dict(rows=256, width=64, vocabulary=2048, dtype="float32")
 SHAPES = {
     "cpu": (dict(rows=4096, width=576, vocabulary=49152, dtype="float32"),),
@@ -74,14 +76,33 @@ def _compiled_only(quick: bool, rows: list, notes: list) -> list[dict[str, Any]]
     """Adds what the shapes of the GPU bars would cost, where there is no GPU to measure on."""
     import jax
 
-    from experiments.benchmarks import linear_log_prob_compiled
-
     if quick or jax.default_backend() != "cpu":
         return []
-    more, found, why_not = linear_log_prob_compiled.table()
-    rows += more
-    notes += why_not
-    return found
+    rows.append(linear_log_prob_compiled.HEADER)
+    kept = []
+    for shape in SHAPES["gpu"]:
+        try:
+            found = analyse(shape)
+        except RuntimeError as error:
+            notes.append(f"not compiled: {str(error).splitlines()[0]}; libtpu must be installed")
+            continue
+        rows += linear_log_prob_compiled.rows(shape, found)
+        kept.append({"shape": shape, "entries": found})
+    return kept
+
+
+def analyse(shape: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What the blocked schemes cost on a shape, from compiled programs; nothing is run."""
+    import jax
+
+    from jaxreward.kernels.linear_log_prob import api
+
+    block = api.default_block_rows(shape["vocabulary"], "tpu")
+    entries = make_entries(shape, block_rows=block)
+    losses = {name: entries[name].loss for name in OURS if name in entries}
+    arguments = jax.eval_shape(lambda: make_arguments(shape))
+    blocks = -(-shape["rows"] // block)
+    return linear_log_prob_compiled.analyse(shape, arguments, losses, blocks)
 
 
 def measure(shape: dict[str, Any], repeats: int) -> dict[str, Any]:

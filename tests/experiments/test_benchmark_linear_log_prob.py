@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import benchmark
-from experiments.benchmarks import linear_log_prob, linear_log_prob_compiled
+from experiments.benchmarks import linear_log_prob
 
 
 def test_quick(tmp_path, monkeypatch, capsys):
@@ -54,7 +54,7 @@ def test_a_wrong_loss_is_refused():
 def test_compiled_only():
     """Three products of 2 N D V, or four, and never all logits in memory."""
     shape = dict(rows=2048, width=256, vocabulary=151936, dtype="bfloat16")
-    found = linear_log_prob_compiled.analyse(shape)
+    found = linear_log_prob.analyse(shape)
     logits = 4 * shape["rows"] * shape["vocabulary"]
     for name, products in zip(linear_log_prob.OURS[:2], (4, 3)):
         entry = found[name]
