@@ -1,14 +1,12 @@
 """Preferences over sentences: the smoke variant, the corpus, the golds and the flips."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smokes
 
 from configs import sentence_preferences as configs
-from experiments import reward_model
 from experiments.reward_studies import sentence_preferences as sentences
 from jaxreward.training.exits import ConfigError
 
@@ -16,14 +14,8 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_smoke(tmp_path):
-    config = configs.get_config("smoke")
-    reward_model.validate(config)
-    reward_model.run(config, str(tmp_path))
-    results = json.loads((tmp_path / "summary.json").read_text())["results"]
-    assert set(results) == set(config.study.arms)
-    for own in results.values():
-        for metric in own.values():
-            assert np.all(np.isfinite(metric["per_seed"])) and len(metric["per_seed"]) == 2
+    config, results = smokes.run("sentence_preferences", tmp_path)
+    assert set(results) == set(config.study.arms) and config.seeds == 2
     assert len({own["log_loss"]["mean"] for own in results.values()}) == len(results)
 
 
@@ -38,10 +30,7 @@ def test_smoke(tmp_path):
     ],
 )
 def test_bad_configs(key, value):
-    config = configs.get_config("smoke")
-    config.update_from_flattened_dict({key: value})
-    with pytest.raises(ConfigError, match=f"config.{key} = {value!r}"):
-        sentences.make(config)
+    smokes.refuses("sentence_preferences", key, value)
 
 
 def test_unknown_variants():

@@ -1,37 +1,15 @@
-"""Studies of cleaning by neighbours and of personal rubrics: smoke runs and their parts."""
-
-import importlib
-import json
+"""Studies of cleaning by neighbours and of personal rubrics: bad configs and their parts."""
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import smokes
 
-from experiments import reward_model
 from experiments.reward_studies import p_genrm, tacred_noise
-from jaxreward.training.exits import ConfigError
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
-
-METHODS = ("tacred_noise", "p_genrm")
-
-
-def config_of(name):
-    return importlib.import_module(f"configs.{name}").get_config("smoke")
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_smoke(name, tmp_path):
-    config = config_of(name)
-    reward_model.validate(config)
-    reward_model.run(config, str(tmp_path))
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert len(summary["claims"]) == len(config.claims)
-    for own in summary["results"].values():
-        for metric in own.values():
-            assert np.all(np.isfinite(metric["per_seed"])) and len(metric["per_seed"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -47,17 +25,7 @@ def test_smoke(name, tmp_path):
     ],
 )
 def test_bad_configs(name, key, value):
-    config = config_of(name)
-    config.update_from_flattened_dict({key: value})
-    make = importlib.import_module(f"experiments.reward_studies.{name}").make
-    with pytest.raises(ConfigError, match=f"config.{key} = {value!r}"):
-        make(config)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_unknown_variants(name):
-    with pytest.raises(ValueError, match="variant 'large'"):
-        importlib.import_module(f"configs.{name}").get_config("large")
+    smokes.refuses(name, key, value)
 
 
 def test_the_noise_of_the_digits(key):
