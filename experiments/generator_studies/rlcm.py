@@ -273,6 +273,6 @@ def compare(found: dict[str, dict[str, Any]], settings: ml_collections.ConfigDic
 def _smooth(curve: Float[Array, "steps"], window: int = 5) -> Float[Array, "steps"]:
     """Mean of the last `window` entries up to each."""
     total = jnp.cumsum(curve)
-    before = jnp.concatenate([jnp.zeros((window,)), total[:-window]])
+    before = jnp.concatenate([jnp.zeros((min(window, len(curve)),)), total[:-window]])
     count = jnp.minimum(jnp.arange(len(curve)) + 1, window).astype(jnp.float32)
     return (total - before) / count
