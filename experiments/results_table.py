@@ -188,7 +188,7 @@ def short_rows(entries: Sequence[Entry]) -> list[list[str]]:
     table = [["method", "what it adds", "claims that hold", "command"]]
     for entry in entries:
         claims = entry.summary["claims"]
-        holding = f"{sum(bool(c['holds']) for c in claims)} of {len(claims)}"
+        holding = f"{sum(bool(c['holds']) for c in claims)} of {len(claims)}" if claims else "none"
         command = f"`{entry.command}`" if entry.command else ""
         table.append([f"`{entry.summary['method']}`", entry.adds, holding, command])
     return table
