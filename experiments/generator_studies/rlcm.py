@@ -86,11 +86,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.in_range(config, "study.tracker.min_count", 1, own.tracker.buffer)
     with generator_checks.named("study.generator"):
         digits.build(own.generator)
-    prompts, parts = own.prompts_per_step, own.updates * own.devices
-    if prompts % parts:
+    prompts, samples = own.prompts_per_step, own.prompts_per_step * own.group_size
+    if prompts % own.updates:
         raise ConfigError(
-            f"config.study.prompts_per_step = {prompts}; allowed are multiples of updates * devices"
-            f" = {parts}"
+            f"config.study.prompts_per_step = {prompts}; allowed are multiples of updates = "
+            f"{own.updates}"
+        )
+    if samples // own.updates % own.devices:
+        raise ConfigError(
+            f"config.study.devices = {own.devices}; allowed are divisors of "
+            f"{samples // own.updates}, the samples of an update"
         )
     for name, arm in own.arms.items():
         path = f"study.arms.{name}"

@@ -65,6 +65,7 @@ WRONG = {
     "loss": ("rlcm", dict(study__arms__rlcm_4__loss="dpo"), "rlcm_4.loss = 'dpo'; allowed is clip"),
     "pairs": ("rlcm", dict(study__arms__rlcm_4__loss="rebel", study__group_size=1),
               "group_size = 1; allowed is >= 2 for pairs"),
+    "rows": ("rlcm", dict(study__devices=7), "study.devices = 7; allowed are divisors of"),
     "parts": ("rlcm", dict(study__updates=3), "prompts_per_step = 10; allowed are multiples of.*3"),
     "memory": ("rlcm", dict(study__tracker__min_count=33), "min_count = 33; allowed is .1, 32."),
     "decay": ("rg_lcd", dict(study__distillation__decay=1.0), "distillation.decay = 1.0"),

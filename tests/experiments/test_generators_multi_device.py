@@ -1,35 +1,17 @@
 """FIND and RLCM on eight forced host devices; see generators_on_eight_devices.py."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import processes
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-@pytest.fixture(scope="module")
-def found():
+@pytest.fixture(scope="module", name="found")
+def both_methods():
     """What generators_on_eight_devices.py found, by method."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "generators_on_eight_devices.py")],
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_NUMPY_RANK_PROMOTION": "raise",
-            "PYTHONPATH": str(HERE.parent.parent),
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return processes.found(HERE / "generators_on_eight_devices.py")
 
 
 @pytest.mark.parametrize("method", ["find", "rlcm"])

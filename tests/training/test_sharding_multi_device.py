@@ -1,36 +1,17 @@
 """A whole GRPO step on meshes of eight forced host devices; see sharded_meshes.py."""
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import processes
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
+@pytest.fixture(scope="module", name="found")
+def every_mesh(tmp_path_factory):
     """What sharded_meshes.py found, by mesh."""
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "sharded_meshes.py"), str(tmp_path_factory.mktemp("saved"))],
-        env={
-            **os.environ,
-            "XLA_FLAGS": flags,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_NUMPY_RANK_PROMOTION": "raise",
-            "PYTHONPATH": str(HERE.parent.parent),
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return processes.found(HERE / "sharded_meshes.py", tmp_path_factory.mktemp("saved"))
 
 
 MESHES = ("1x1x1", "8x1x1", "2x2x2", "1x4x2")
