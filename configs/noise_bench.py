@@ -17,7 +17,7 @@ often as away from it (0.02 and 0.02 of the visits), so what holds flips back ho
 majority arm chose the largest KL coefficient of the grid.
 
 Hardware and time: two CPU cores; with 17 remedies and six seeds 800 s, `quick` 69 s; with those added
-since, not measured to the end (`quick` takes more than 4 minutes).
+since, not measured to the end (`quick` 177 s).
 Command: python -m experiments.noise_bench [--quick] [--transform=PATH:FACTORY,...] [--workdir=DIR]
 """
 
