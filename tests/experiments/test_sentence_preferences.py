@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 def test_smoke(tmp_path):
     config, results = smokes.run("sentence_preferences", tmp_path)
     assert set(results) == set(config.study.arms) and config.seeds == 2
-    # after so few steps two arms may keep the same parameters, those of the start
+    # after so few steps two arms may agree to the last bit, as on jax 0.11.2
     assert len({own["log_loss"]["mean"] for own in results.values()}) >= len(results) - 1
 
 
