@@ -1,5 +1,6 @@
 """The figure of the audit."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def save_figure(path: Path, title: str, result: dict[str, Any], advice: Advice) 
             _factors(axes[2], result)
         figure.get_layout_engine().set(hspace=0.08, wspace=0.06)
         figure.suptitle(f"{title}: {advice.title}", fontsize=15, x=0.01, ha="left")
-        figure.savefig(path)
+        with warnings.catch_warnings():  # the table shows the letters that this font lacks
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(path)
 
 
 def _rates(axis, result: dict[str, Any]) -> None:

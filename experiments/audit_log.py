@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from array import array
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
@@ -233,18 +234,19 @@ def _add(sink: _Sink, record: dict, graded: bool) -> None:
             f"{columns.reward} = {reward:g} is neither 0 nor 1; pass --threshold=X to count "
             "rewards >= X as accepted"
         )
-    if record[columns.prompt_id] is None:
+    identity = _key(record[columns.prompt_id])
+    if identity is None:
         sink.left_out["no_prompt"] += 1
         return
-    prompt = _code(sink.prompts, _key(record[columns.prompt_id]))
+    prompt = _code(sink.prompts, identity)
     part = None if columns.group is None else _key(record[columns.group])
     group = _code(sink.groups, (prompt, part))
-    if columns.rollout_id is not None and record[columns.rollout_id] is not None:
-        identity = (group, _key(record[columns.rollout_id]))
-        if identity in sink.rollouts:
+    rollout = None if columns.rollout_id is None else _key(record[columns.rollout_id])
+    if rollout is not None:
+        if (group, rollout) in sink.rollouts:
             sink.left_out["repeated_rollouts"] += 1
             return
-        sink.rollouts.add(identity)
+        sink.rollouts.add((group, rollout))
     values = {name: _code(codes, _key(record[name])) for name, (codes, _) in sink.values.items()}
     recheck, inclusion = (
         math.nan if name is None else _number(name, record[name])
@@ -260,18 +262,23 @@ def _add(sink: _Sink, record: dict, graded: bool) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    """A number or a boolean as float, null as NaN."""
+    """A number or a boolean as float, null as NaN, an integer beyond float's range as inf."""
     if value is None:
         return math.nan
-    if isinstance(value, (bool, int, float)):
-        return float(value)
+    if isinstance(value, (bool, int, float, Decimal)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
     shown = repr(value)
     shown = shown if len(shown) <= 40 else shown[:40] + "..."
     raise ValueError(f"{name} = {shown} is not a number")
 
 
 def _key(value: Any) -> Any:
-    """A short hashable that is equal for equal values."""
+    """A short hashable that is equal for equal values; None for what is null or NaN."""
+    if value != value:  # each NaN would be a value of its own
+        return None
     if isinstance(value, (list, dict)):
         value = json.dumps(value, sort_keys=True)
     if isinstance(value, str) and len(value) > 64:
@@ -307,7 +314,7 @@ def bucketed(codes: np.ndarray, values: list[Any]) -> tuple[np.ndarray, tuple[st
     More numeric values become `QUANTILES` ranges with about equal numbers of rollouts; of
     other ones the `TOP` most frequent stay and the rest is `other`. Null is `missing`.
     """
-    numeric = all(isinstance(v, (int, float)) and v == v for v in values if v is not None)
+    numeric = all(isinstance(v, (int, float, Decimal)) for v in values if v is not None)
     if len(values) <= MAX_VALUES:
         labels = ["missing" if v is None else str(v) for v in values]
         order = sorted(range(len(values)), key=lambda i: _order(values[i], numeric))

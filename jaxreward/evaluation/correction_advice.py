@@ -138,6 +138,15 @@ def _purchase(result: dict) -> str:
 
 def _unusable(result: dict) -> Advice:
     j = result["rates"]["determinant"]
+    if j["high"] < 0:
+        return Advice(
+            "fix_verifier",
+            "Do not correct: the verdicts contradict the re-checks.",
+            (f"J = {j['estimate']:.2f}, interval {j['low']:.2f} to {j['high']:.2f}, is below 0: "
+             "what is accepted is right less often than what is rejected.",
+             "See first whether one of the two columns is coded the other way round (1 for an "
+             "error, say). If not, the policy is paid for wrong answers."),
+        )
     reason = (
         f"J = {j['estimate']:.2f}, interval {j['low']:.2f} to {j['high']:.2f}: it may be below "
         f"{MIN_DETERMINANT:g}, where a correction multiplies the noise more than "
@@ -212,6 +221,14 @@ def _find_feature(result: dict, tests: list[dict]) -> Advice:
 
 def _rescale(result: dict) -> Advice:
     j = result["rates"]["determinant"]
+    counts = result["rates"]["counts"]
+    if counts["accepted_wrong"] + counts["rejected_right"] == 0:
+        return Advice(
+            "rescale",
+            "No errors were found: nothing to correct.",
+            (f"All {result['log']['rechecked']:,} re-checks agree with the verdict; J is at least "
+             f"{j['low']:.2f}.", _purchase(result)),
+        )
     tested = ", ".join(result["features"])
     scope = f"by {tested} or from prompt to prompt" if tested else "from prompt to prompt"
     reasons = [

@@ -101,7 +101,8 @@ def share_entry(
 
 def _entry(estimate, draws: np.ndarray, confidence: float) -> dict[str, float]:
     low, high = quantiles(draws, confidence)
-    return {"estimate": float(estimate), "low": low, "high": high}
+    estimate = float(estimate)  # may lie at the edge, where rates of 0 put it but no draw
+    return {"estimate": estimate, "low": min(low, estimate), "high": max(high, estimate)}
 
 
 def report(conditional: Conditional, confidence: float) -> dict[str, Any]:

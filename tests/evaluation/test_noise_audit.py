@@ -169,6 +169,18 @@ def test_without_rechecks_only_bounds_and_a_plan():
     assert any(f"{row['more_accepted']:,} more accepted" in reason for reason in advice.reasons)
 
 
+@pytest.mark.parametrize(
+    "rates, words",
+    [((0.0, 0.0), "No errors were found"), ((0.9, 0.8), "contradict the re-checks")],
+)
+def test_verdicts_that_agree_or_contradict(rates, words):
+    result = audit(simple(prompts=60, a=rates[0], b=rates[1]), QUICK)
+    assert words in advise(result).title
+    noise = result["groups"]["noise"]
+    for entry in (noise["centred"]["share"], noise["standardized"]):
+        assert entry["low"] <= entry["estimate"] <= entry["high"]
+
+
 def test_one_verdict_rechecked_gives_bounds_that_hold():
     log = simple()
     appeals = log._replace(recheck=np.where(log.observed, -1, log.recheck))

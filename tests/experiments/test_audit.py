@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +107,33 @@ def test_duplicates_are_counted_and_dropped_where_they_can_be_told(tmp_path):
     assert found["log"]["rollouts"] == len(rows)
     assert run(tmp_path, "--rollouts", path) == 0  # without ids a repeat may be chance
     assert result(tmp_path)["log"]["rollouts"] == len(rows) + 7
+
+
+def test_missing_and_outsized_values_of_any_column(tmp_path, capsys):
+    rows = records()
+    nothing = float("nan")
+    odd = [
+        {**row, "length": nothing if i % 3 == 0 else row["length"], "source": "\u65e5\u672c"}
+        for i, row in enumerate(rows)
+    ]
+    extra = [{**rows[0], "reward": 10**400}, {**rows[1], "prompt_id": nothing}]
+    path = write(tmp_path / "a.jsonl", odd + extra)
+    assert run(tmp_path, "--rollouts", path, "--features", "length,source") == 0
+    found = result(tmp_path)
+    assert found["left_out"]["not_finite"] == found["left_out"]["no_prompt"] == 1
+    lengths = list(found["features"]["length"]["values"])
+    assert len(lengths) == audit_log.QUANTILES + 1 and lengths[-1] == "missing"
+    assert capsys.readouterr().err == ""
+
+
+def test_decimal_rewards_are_numbers(tmp_path):
+    rows = records()
+    assert run(tmp_path, "--rollouts", write(tmp_path / "a.jsonl", rows)) == 0
+    expected = result(tmp_path)
+    exact = [{**row, "reward": Decimal(row["reward"])} for row in rows]
+    pq.write_table(pa.Table.from_pylist(exact), tmp_path / "a.parquet")
+    assert run(tmp_path, "--rollouts", tmp_path / "a.parquet") == 0
+    assert result(tmp_path)["rates"] == expected["rates"]
 
 
 def test_threshold_binarizes_graded_rewards(tmp_path):
