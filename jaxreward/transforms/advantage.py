@@ -104,24 +104,26 @@ def group_relative(
     return RewardTransform(init, update, _spec(baseline, scale))
 
 
-def grpo(*, ddof: int = 0, epsilon: Number = 0.0) -> RewardTransform:
+def grpo(*, ddof: int = 0, epsilon: Number = 0.0, axis_name=None) -> RewardTransform:
     """Group mean and standard deviation (arXiv 2402.03300)."""
-    return group_relative(baseline="mean", scale="group_std", ddof=ddof, epsilon=epsilon)
+    return group_relative(
+        baseline="mean", scale="group_std", ddof=ddof, epsilon=epsilon, axis_name=axis_name
+    )
 
 
-def dr_grpo() -> RewardTransform:
+def dr_grpo(*, axis_name=None) -> RewardTransform:
     """Group mean without standard deviation (arXiv 2503.20783)."""
-    return group_relative(baseline="mean", scale="none")
+    return group_relative(baseline="mean", scale="none", axis_name=axis_name)
 
 
-def rloo() -> RewardTransform:
+def rloo(*, axis_name=None) -> RewardTransform:
     """Mean of the other samples of the group (arXiv 2402.14740)."""
-    return group_relative(baseline="leave_one_out", scale="none")
+    return group_relative(baseline="leave_one_out", scale="none", axis_name=axis_name)
 
 
-def direct(scale: str | Number = 1.0) -> RewardTransform:
+def direct(scale: str | Number = 1.0, *, axis_name=None) -> RewardTransform:
     """The reward itself, divided by `scale`, as the coefficient (arXiv 2510.00915, step 3)."""
-    return group_relative(baseline="none", scale=scale)
+    return group_relative(baseline="none", scale=scale, axis_name=axis_name)
 
 
 def batch_normalized(
@@ -161,10 +163,11 @@ def batch_normalized(
         return signal.replace(advantages=advantages).with_metrics(advantage__dead_groups=dead)
 
     spec = _spec(baseline, "none")  # centred rewards, whitened or not, see no shift
-    return stateless(update, spec._replace(name=f"batch_normalized({baseline})"))
+    spec = spec._replace(name=f"batch_normalized({baseline})", ignores_common="step")
+    return stateless(update, spec)
 
 
-def pass_at_k(k: int) -> RewardTransform:
+def pass_at_k(k: int, *, axis_name=None) -> RewardTransform:
     """The unbiased advantage for the best of `k` samples, with a leave-one-out baseline.
 
     For sample `i` of a group of `n`, with `R(S)` the largest reward in a set `S`:
@@ -179,6 +182,7 @@ def pass_at_k(k: int) -> RewardTransform:
 
     Args:
       k: number of tries, >= 1. A group with `k` rewards or fewer has advantage 0.
+      axis_name: mapped axis that splits the prompts, for the metric.
 
     Raises:
       ValueError: `k` < 1; when traced, `k` >= group size.
@@ -197,7 +201,7 @@ def pass_at_k(k: int) -> RewardTransform:
             columns = jax.vmap(columns, in_axes=(2, 2, None), out_axes=2)
         advantages = columns(group.centred, signal.mask, k)
         alive = signal.mask & (group.variance > 0)
-        dead = _dead_groups(signal, group, None)
+        dead = _dead_groups(signal, group, axis_name)
         signal = signal.replace(advantages=jnp.where(alive, advantages, 0.0))
         return signal.with_metrics(advantage__dead_groups=dead)
 
@@ -361,11 +365,13 @@ def _spec(baseline: str, scale) -> Spec:
     elif _is(scale, "group_std") and baseline != "none":
         invariant = "affine"
     label = scale if isinstance(scale, str) else "number"
+    common = {"batch_std": "step", "running_std": "run"}.get(label, "none")
     return Spec(
         name=f"group_relative({baseline}, {label})",
         role="advantage",
         writes=("advantages", "metrics"),
         invariant_to=invariant,
+        ignores_common="none" if baseline == "none" else common,
     )
 
 

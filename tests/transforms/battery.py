@@ -323,14 +323,16 @@ CASES = {
     "advantage.group_relative/dense": Case(
         lambda: advantage.group_relative(scale="group_std", ddof=1, epsilon=1e-6), dense=True
     ),
-    "advantage.grpo": Case(lambda: advantage.grpo()),
-    "advantage.dr_grpo": Case(lambda: advantage.dr_grpo()),
-    "advantage.rloo": Case(lambda: advantage.rloo()),
-    "advantage.direct": Case(lambda: advantage.direct()),
+    "advantage.grpo": Case(lambda axis_name=None: advantage.grpo(axis_name=axis_name)),
+    "advantage.dr_grpo": Case(lambda axis_name=None: advantage.dr_grpo(axis_name=axis_name)),
+    "advantage.rloo": Case(lambda axis_name=None: advantage.rloo(axis_name=axis_name)),
+    "advantage.direct": Case(lambda axis_name=None: advantage.direct(axis_name=axis_name)),
     "advantage.batch_normalized": Case(
         lambda axis_name=None: advantage.batch_normalized(axis_name=axis_name)
     ),
-    "advantage.pass_at_k": Case(lambda: advantage.pass_at_k(2)),
+    "advantage.pass_at_k": Case(
+        lambda axis_name=None: advantage.pass_at_k(2, axis_name=axis_name)
+    ),
     "advantage.audited": Case(
         lambda axis_name=None: advantage.audited(
             chain(correction.backward(), advantage.rloo(), provided=("rates",)),
