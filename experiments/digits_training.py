@@ -141,6 +141,7 @@ def make_population(
     problem: Problem,
     arms: dict[str, RewardTransform],
     hyper: dict[str, Array],
+    first_seed: int | Int[Array, ""] = 0,
 ) -> Population:
     """All runs; each is penalised by the exact KL to the start of its seed."""
     options = config.loss.to_dict()
@@ -160,8 +161,9 @@ def make_population(
         return build(config.optimizer, learning_rate=own["learning_rate"])
 
     seed_index = np.asarray(hyper["seed"][0])
+    sizes = dict(group_size=config.group_size, first_seed=first_seed)
     return populations.make_population(
-        POLICY, arms, make_loss, make_optimizer, hyper, seed_index, group_size=config.group_size
+        POLICY, arms, make_loss, make_optimizer, hyper, seed_index, **sizes
     )
 
 

@@ -5,7 +5,7 @@
 
 A user's own transform gets its row by import path. Prints a table of gains over no remedy with
 paired 95% intervals and the best remedy of each noise; writes `summary.json`, `noise_bench.csv`
-and `noise_bench.png`. A run takes minutes, and is repeated rather than resumed.
+and `noise_bench.png`. The same command on the same workdir continues.
 """
 
 import sys
@@ -23,7 +23,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     from experiments import noise_bench_report, noise_bench_training  # import jax
 
     arms = noise_bench_training.build_arms(config)
-    outcome = noise_bench_training.train(config, arms)
+    outcome = noise_bench_training.train(config, arms, workdir)
     noise_bench_report.write(config, workdir, list(arms), outcome)
 
 

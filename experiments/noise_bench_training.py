@@ -1,9 +1,12 @@
 """The noise bench's runs: one noise for each member, one remedy for each arm, one program.
 
-Two such programs: every remedy is tuned under every noise over learning rates x KL coefficients,
-on seeds of its own, and then run at its best on the seeds that are reported.
+Every remedy is tuned under every noise over learning rates x KL coefficients, on seeds of its own,
+and then run at its best on the seeds that are reported.
 """
 
+import math
+import pathlib
+from functools import partial
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -15,13 +18,13 @@ import tqdm
 
 from experiments import digits_training
 from experiments.digits_training import Problem
+from jaxreward.training import files
+from jaxreward.training import population as populations
 from jaxreward.training.config import build
 from jaxreward.training.exits import ConfigError
 from jaxreward.transforms import advantage, base
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal, make_signal
-
-CALL = 50  # updates between two lines of progress
 
 VERDICTS = 3
 """Verifiers of the disagreement estimate: the reward's and further draws of the same noise."""
@@ -136,12 +139,15 @@ class Outcome(NamedTuple):
     chosen: Settings
 
 
-def train(config: ml_collections.ConfigDict, arms: dict[str, RewardTransform]) -> Outcome:
-    """Tunes every remedy under every noise, and trains it at its best."""
+def train(
+    config: ml_collections.ConfigDict, arms: dict[str, RewardTransform], workdir: str
+) -> Outcome:
+    """Tunes every remedy under every noise, and trains it at its best, or what is left of it."""
+    run = make_runs(config, arms, pathlib.Path(workdir))
     grid = candidates(config, len(arms))
-    tuned = _success(config, arms, grid, range(config.seeds, config.seeds + config.tuning_seeds))
+    tuned = run("tune", grid, range(config.seeds, config.seeds + config.tuning_seeds))
     chosen = best(grid, tuned)
-    success = _success(config, arms, chosen, range(config.seeds))
+    success = run("compare", chosen, range(config.seeds))
     return Outcome(success[:, :, 0], chosen)
 
 
@@ -158,64 +164,116 @@ def best(grid: Settings, success: np.ndarray) -> Settings:
     return Settings(*(np.take_along_axis(own, place, axis=-1) for own in grid))
 
 
+def make_runs(
+    config: ml_collections.ConfigDict, arms: dict[str, RewardTransform], root: pathlib.Path
+) -> Callable[[str, Settings, range], np.ndarray]:
+    """`(title, settings, seeds) -> success [arms, noises, C, seeds]`, block by block.
+
+    A block is every remedy under every noise, each at one of its settings, on a few seeds: small
+    enough for a cache, and one compiled program for tuning and for the comparison. Each device
+    takes one at a time; what is found is kept in `root`, where the same call goes on.
+    """
+    count, devices = math.gcd(config.seeds, config.tuning_seeds), len(jax.devices())
+    settings_of = lambda **own: ml_collections.ConfigDict({**dict(config.items()), **own})
+    problem = digits_training.load_problem(settings_of(seeds=config.seeds + config.tuning_seeds))
+    small = settings_of(seeds=count, optimizer=dict(config.optimizer, steps=config.steps))
+    mesh = populations.run_mesh(devices)
+
+    @jax.jit
+    def side_by_side(problem, *blocks):
+        one = partial(run_block, small, arms, problem)
+        return populations.map_runs(one, blocks, 1, mesh)
+
+    def run(title: str, settings: Settings, seeds: range) -> np.ndarray:
+        first, path = np.array(seeds[::count]), root / f"{title}.npy"
+        shape = (*settings.learning_rate.shape, len(first), count)
+        found = np.load(path) if path.exists() else np.full(shape, np.nan)
+        places = np.stack(np.meshgrid(*map(np.arange, shape[2:4]), indexing="ij"))
+        places = places[:, np.isnan(found).any(axis=(0, 1, 4))]  # [2, blocks that are left]
+        each = tqdm.trange(0, places.shape[1], devices, desc=f"noise bench, {title}", unit="round")
+        for start in each:
+            candidate, part = places[:, start : start + devices]
+            padded = np.resize(candidate, devices)
+            values = [np.moveaxis(own[..., padded], -1, 0).astype(np.float32) for own in settings]
+            numbers = np.resize(first[part], devices).astype(np.int32)
+            success = np.asarray(side_by_side(problem, *values, numbers))[: len(part)]
+            found[:, :, candidate, part] = np.moveaxis(success, 0, 2)
+            with files.atomic_path(path) as temporary:
+                np.save(temporary, found)
+        return found.reshape(*shape[:3], len(seeds))
+
+    return run
+
+
+def run_block(
+    config: ml_collections.ConfigDict,
+    arms: dict[str, RewardTransform],
+    problem: Problem,
+    learning_rate: jax.Array,
+    kl_coefficient: jax.Array,
+    first: jax.Array,
+) -> jax.Array:
+    """Trains a block from its start to its end.
+
+    Args:
+      config: whose `seeds` is the number of seeds in a block, `S`.
+      arms: the remedies.
+      problem: with all seeds.
+      learning_rate: of each remedy under each noise, `[A, N]`.
+      kl_coefficient: likewise.
+      first: number of the block's first seed.
+
+    Returns:
+      Final test success `[A, N, S]`.
+    """
+    take = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, config.seeds)
+    problem = problem._replace(
+        train=take(problem.train),
+        test=take(problem.test),
+        starts=jax.tree.map(take, problem.starts),
+    )
+    hyper = make_hyper(config, learning_rate, kl_coefficient)
+    population = digits_training.make_population(
+        config, problem, arms, hyper, first_seed=first
+    )
+    one = make_update(config, problem, population, hyper, first)
+    state = digits_training.start_state(config, problem, population)
+    state = jax.lax.fori_loop(0, config.steps, lambda _, own: one(own), state)
+    found = digits_training.make_evaluate(problem, population)(state)
+    shape = learning_rate.shape[1:] + (config.seeds,)
+    return jnp.stack([found[arm]["eval/success"].reshape(shape) for arm in arms])
+
+
 def make_hyper(
-    config: ml_collections.ConfigDict, settings: Settings, seeds: int
-) -> dict[str, jax.Array]:
-    """Knobs of every run, `[A, M]`: noise x candidate x seed, seed fastest."""
-    shape = settings.learning_rate.shape + (seeds,)
+    config: ml_collections.ConfigDict, learning_rate: jax.Array, kl_coefficient: jax.Array
+) -> dict[str, Any]:
+    """Knobs of a block's runs, `[A, M]`: noise x seed, seed fastest; of settings `[A, N]`."""
+    shape = learning_rate.shape + (config.seeds,)
     told = np.asarray([config.noises[name].rates for name in config.noises], np.float32)
     columns = {
-        "learning_rate": settings.learning_rate.astype(np.float32)[..., None],
-        "kl_coefficient": settings.kl_coefficient.astype(np.float32)[..., None],
-        "seed": np.arange(seeds, dtype=np.int32)[None, None, None, :],
-        "false_positive": told[:, 0][None, :, None, None],
-        "false_negative": told[:, 1][None, :, None, None],
+        "learning_rate": learning_rate[..., None],
+        "kl_coefficient": kl_coefficient[..., None],
+        "false_positive": told[None, :, :1],
+        "false_negative": told[None, :, 1:],
     }
-    return {
-        name: jnp.asarray(np.broadcast_to(value, shape).reshape(shape[0], -1))
-        for name, value in columns.items()
+    flat = lambda own: jnp.broadcast_to(own, shape).reshape(shape[0], -1)
+    seed = np.broadcast_to(np.arange(config.seeds, dtype=np.int32), shape)
+    return {name: flat(own) for name, own in columns.items()} | {
+        "seed": seed.reshape(shape[0], -1)  # known when tracing: it says which start is whose
     }
 
 
-def _success(
-    config, arms: dict[str, RewardTransform], settings: Settings, seeds: range
-) -> np.ndarray:
-    """Final test success `[arms, noises, C, seeds]` on the seeds with these numbers."""
-    optimizer = ml_collections.ConfigDict(dict(config.optimizer, steps=config.steps))
-    changes = dict(seeds=seeds.stop, optimizer=optimizer)
-    own = ml_collections.ConfigDict({**dict(config.items()), **changes})
-    problem = digits_training.load_problem(own)
-    problem = problem._replace(
-        train=problem.train[seeds.start :],
-        test=problem.test[seeds.start :],
-        starts=jax.tree.map(lambda leaf: leaf[seeds.start :], problem.starts),
-    )
-    hyper = make_hyper(config, settings, len(seeds))
-    population = digits_training.make_population(own, problem, arms, hyper)
-    many = make_step(config, problem, population, hyper, seeds)
-    state = digits_training.start_state(own, problem, population)
-    calls = max(config.steps // CALL, 1)
-    what = "tune" if seeds.start else "compare"
-    for done in tqdm.trange(calls, desc=f"noise bench, {what}", unit="call", mininterval=10.0):
-        state = many(state, config.steps // calls + (done < config.steps % calls))
-    found = digits_training.make_evaluate(problem, population)(state)
-    shape = settings.learning_rate.shape[1:] + (len(seeds),)
-    return np.stack([np.asarray(found[a]["eval/success"]).reshape(shape) for a in arms])
-
-
-def make_step(config, problem: Problem, population, hyper, seeds: range):
-    """`(state, updates) -> state`."""
-    prompts, numbers = config.prompts_per_step, jnp.arange(seeds.start, seeds.stop)
-    rows = jnp.arange(len(seeds))
+def make_update(config, problem: Problem, population, hyper, first: jax.Array):
+    """`(state) -> state`, one update of every run of a block. Runs of a seed see the same draws."""
+    prompts, rows = config.prompts_per_step, jnp.arange(config.seeds)
     told = {
         name: jnp.broadcast_to(hyper[name].reshape(-1, 1), (hyper[name].size, prompts))
         for name in ("false_positive", "false_negative")
     }
     data_key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    corrupt = make_corruption(config, population)
+    observed = make_observed(config, population)
 
-    def draw(row, seed, step):
-        key = jax.random.fold_in(jax.random.fold_in(data_key, seed), step)
+    def draw(key, row):
         train = problem.train[row]
         return train[jax.random.randint(key, (prompts,), 0, train.shape[0])]
 
@@ -225,48 +283,52 @@ def make_step(config, problem: Problem, population, hyper, seeds: range):
         return draws.T.astype(jnp.int32)
 
     def one(state):
-        step = state.runs.step[0]
-        index = jax.vmap(draw, in_axes=(0, 0, None))(rows, numbers, step)
-        features = problem.features[index]
+        of_seed = jax.vmap(jax.random.fold_in, (None, 0))(data_key, first + rows)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(of_seed, state.runs.step[0])
+        data, start, noise = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+        index = jax.vmap(draw)(data, rows)
+        features, answers = problem.features[index], problem.answers[index]
         trajectories = population.rollout(state, features)
-        keys = jax.random.split(jax.random.fold_in(data_key, step + (1 << 20)), 3 + len(seeds))
-        references = population.per_seed(jax.vmap(ask_start)(keys[3:], problem.starts, features))
-        ids, answers = population.per_seed(index), population.per_seed(problem.answers[index])
-        aux = describe(keys[0], ids, answers, trajectories.actions)
-        aux |= told | describe_references(keys[1], ids, answers, references)
-        rewards, mask, found = corrupt(keys[2], aux)
-        return population.update(state, rewards, mask, trajectories, aux | found)[0]
+        references = jax.vmap(ask_start)(start, problem.starts, features)
+        given = (noise, index, answers, references)
+        rewards, mask, aux = observed(*given, trajectories.actions)
+        return population.update(state, rewards, mask, trajectories, aux | told)[0]
 
-    def run(state, updates):
-        return jax.lax.fori_loop(0, updates, lambda _, own: one(own), state)
-
-    return jax.jit(run, donate_argnums=0)
+    return one
 
 
-def make_corruption(config, population):
-    """`(key, aux of all runs) -> (rewards, mask, aux of the noise)`: each noise on its own runs."""
+def make_observed(config, population):
+    """`(keys [S], ids, answers, references, actions) -> (rewards, mask, aux)` of all runs.
+
+    Each noise on its own runs. All but the actions have the leading axis `[S]`: what is random is
+    drawn once for all runs of a seed.
+    """
     noises = [observe(build(config.noises[name].transform)) for name in config.noises]
-    arms, members = len(population.arms), population.members
-    by_noise = lambda x: x.reshape((arms, len(noises), members // len(noises)) + x.shape[1:])
+    shape = (len(population.arms), len(noises), config.seeds)
 
-    def corrupt(key, aux):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(population.seed_of_run))
-        keys, aux = by_noise(keys), jax.tree.map(by_noise, aux)
+    def one(noise, key, ids, answers, references, actions):
+        keys = jax.random.split(key, 3)
+        aux = describe(keys[0], ids, answers, actions)
+        also = describe_references(keys[1], ids, answers, references)
+        after = noise(keys[2], make_signal(aux["true_rewards"], **aux, **also))
+        return after.rewards, after.mask, aux | {name: after.aux[name] for name in SEEN}
+
+    def observed(*of_seeds_and_runs):
+        *of_seeds, actions = of_seeds_and_runs
+        actions = actions.reshape(shape + actions.shape[1:])
         found = []
         for i, noise in enumerate(noises):
-            clean = jax.vmap(jax.vmap(lambda own: make_signal(own["true_rewards"], **own)))
-            own = clean(jax.tree.map(lambda x: x[:, i], aux))
-            after = jax.vmap(jax.vmap(noise))(keys[:, i], own)
-            found.append((after.rewards, after.mask, {name: after.aux[name] for name in SET}))
+            each_arm = jax.vmap(partial(one, noise), (None, None, None, None, 0))
+            each = jax.vmap(each_arm, (0, 0, 0, 0, 1), 1)
+            found.append(each(*of_seeds, actions[:, i]))
         join = lambda *leaves: jnp.stack(leaves, axis=1).reshape((-1,) + leaves[0].shape[2:])
         return jax.tree.map(join, *found)
 
-    return corrupt
+    return observed
 
 
-SET = ("verdicts", "reference_rewards")
+SEEN = ("verdicts", "reference_rewards")
 """Entries of `aux` that `observe` sets."""
-
 
 BY_SAMPLE = (
     "true_rewards", "answer_id", "output_id", "hit", "by_sample_false_positive",
@@ -276,7 +338,7 @@ BY_SAMPLE = (
 
 
 def describe_references(key, ids, answers, references) -> dict[str, Any]:
-    """`describe` of the reference answers `[R, P, M]`, under names of their own."""
+    """`describe` of the reference answers `[P, M]`, under names of their own."""
     found = describe(key, ids, answers, references)
     return {REFERENCE + name: found[name] for name in BY_SAMPLE}
 
@@ -284,7 +346,7 @@ def describe_references(key, ids, answers, references) -> dict[str, Any]:
 def describe(
     key: jax.Array, ids: jax.Array, answers: jax.Array, actions: jax.Array
 ) -> dict[str, Any]:
-    """What the noises and remedies look at, for ids and answers `[R, P]`, actions `[R, P, G]`.
+    """What the noises and remedies look at, for ids and answers `[P]`, actions `[P, G]`.
 
     Prompts with an odd id have a false negative rate of .6, the others none, and .3 and .1 of false
     positives; samples likewise by whether the digit they name is odd. The verifier with a
@@ -292,7 +354,7 @@ def describe(
     the P(right) of a model that sees the truth through Gaussian noise (its best guess is right with
     probability .84).
     """
-    true = (actions == answers[:, :, None]).astype(jnp.float32)
+    true = (actions == answers[:, None]).astype(jnp.float32)
     odd_id, odd = ids % 2 == 1, actions % 2 == 1
     judge, model = jax.random.split(key)
     right = jax.random.bernoulli(judge, 0.7, true.shape)

@@ -74,7 +74,7 @@ def make_population(
     seed_index: np.ndarray,
     *,
     group_size: int,
-    first_seed: int = 0,
+    first_seed: int | jax.Array = 0,
     accumulate: int = 1,
     spike_factor: float = 0.0,
     updates: int = 1,

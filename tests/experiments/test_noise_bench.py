@@ -42,11 +42,11 @@ def ran(tmp_path_factory):
     config, root = tiny(), tmp_path_factory.mktemp("bench")
     noise_bench.validate(config)
     arms = noise_bench_training.build_arms(config)
-    outcome = noise_bench_training.train(config, arms)
+    outcome = noise_bench_training.train(config, arms, str(root))
     noise_bench_report.write(config, str(root), list(arms), outcome)
     # one seed at one setting, where arms differ in nothing but the remedy
     same = noise_bench_training.candidates(config, len(arms))
-    success = noise_bench_training._success(config, arms, same, range(2, 3))
+    success = noise_bench_training.make_runs(config, arms, root)("same", same, range(2, 3))
     by_noise = {arm: dict(zip(config.noises, own)) for arm, own in zip(arms, success)}
     return list(arms), outcome, by_noise, root
 
@@ -102,30 +102,40 @@ def test_share_of_settings_at_the_ends_of_the_grid():
     }
 
 
+def test_what_was_found_is_not_run_again(ran, monkeypatch):
+    arms, outcome, _, root = ran
+    monkeypatch.setattr(noise_bench_training, "run_block", None)  # a call would fail
+    again = noise_bench_training.train(tiny(), dict.fromkeys(arms), str(root))
+    np.testing.assert_array_equal(again.success, outcome.success)
+    kept = np.load(root / "compare.npy")
+    kept[:, :, 0, 1] = np.nan  # as if killed before the second block
+    np.save(root / "compare.npy", kept)
+    with pytest.raises(TypeError):
+        noise_bench_training.train(tiny(), dict.fromkeys(arms), str(root))
+
+
 def test_tuning_and_reported_seeds_share_nothing(monkeypatch):
     seen = []
 
-    def success(config, arms, settings, seeds):
+    def success(title, settings, seeds):
         seen.append(set(seeds))
         return np.zeros(settings.learning_rate.shape + (len(seeds),))
 
-    monkeypatch.setattr(noise_bench_training, "_success", success)
-    outcome = noise_bench_training.train(tiny(), {"a": None, "b": None})
+    monkeypatch.setattr(noise_bench_training, "make_runs", lambda *args: success)
+    outcome = noise_bench_training.train(tiny(), {"a": None, "b": None}, "")
     assert seen == [{2}, {0, 1}] and outcome.success.shape == (2, 2, 2)
 
 
 def signal(prompts=400, group=8):
     keys = jax.random.split(jax.random.key(1), 3)
-    answers = jax.random.randint(keys[0], (1, prompts), 0, 10)
-    right = jax.random.bernoulli(keys[1], 0.5, (1, prompts, group))
-    other = jax.random.randint(keys[2], (1, prompts, group), 0, 10)
-    actions = jnp.where(right, answers[..., None], other)
-    ids = jnp.arange(prompts, dtype=jnp.int32)[None]
+    answers = jax.random.randint(keys[0], (prompts,), 0, 10)
+    right = jax.random.bernoulli(keys[1], 0.5, (prompts, group))
+    other = jax.random.randint(keys[2], (prompts, group), 0, 10)
+    actions = jnp.where(right, answers[:, None], other)
+    ids = jnp.arange(prompts, dtype=jnp.int32)
     aux = noise_bench_training.describe(jax.random.key(2), ids, answers, actions)
     aux |= noise_bench_training.describe_references(jax.random.key(3), ids, answers, actions)
-    aux = {name: column[0] for name, column in aux.items()}
-    true = aux["true_rewards"]
-    return make_signal(true, prompt_id=aux.pop("prompt_id"), **aux)
+    return make_signal(aux["true_rewards"], **aux)
 
 
 @pytest.fixture(scope="module")
