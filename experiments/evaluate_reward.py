@@ -10,6 +10,10 @@ The reward is one of: a Python function by import path, `score(prompts, response
 of texts; a sequence-classification reward model for the transformers package (which, with torch,
 must be installed); a checkpoint of this library (`jaxreward.rewards.learned_files`), its tokenizer
 a folder with `tokenizer.json`, a `.gguf` file or `MODULE:ALPHABET`; scores that the file holds.
+A checkpoint may be a process reward model: its description (`reward_model.json`) then has
+`"head": {"kind": "steps", "separators": [IDS], "aggregation": "min"}`, the tokens that end a step
+of the response and how the steps' probabilities become one score: `min`, `max`, `prod`,
+`geometric_mean`, `mean`, `mean_logit`, `mean_odd` or `last`.
 Every distinct text is scored once, in blocks of --batch-size.
 
 The file. One JSON object per line, or a parquet file with the same columns:

@@ -4,6 +4,7 @@ Each source is a function `(prompts, responses) -> [B]` of lists of texts. All b
 a file are called on blocks, so that memory is bounded by the size of a block.
 """
 
+import functools
 import importlib
 import inspect
 import itertools
@@ -111,8 +112,9 @@ def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> 
     """A reward model that `jaxreward.rewards.learned_files` saved; an ensemble's mean score.
 
     Of a model of texts the response follows the prompt, as its chat template says if it has one,
-    else directly, with the end-of-text token after it. Of a model of feature vectors responses
-    are JSON lists of numbers, and prompts do not matter.
+    else directly, with the end-of-text token after it. A head of steps looks for the ends of
+    steps between the two, in the response only. Of a model of feature vectors responses are JSON
+    lists of numbers, and prompts do not matter.
 
     Args:
       folder: the checkpoint.
@@ -129,7 +131,7 @@ def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> 
     if loaded.spec["network"] == "mlp":
         encode: Callable = lambda prompts, responses: _vectors(responses, loaded.spec["width"])
     else:
-        encode = _text_encoder(folder, tokenizer)
+        encode = _text_encoder(folder, tokenizer, spans=learned_files.has_steps(loaded.spec))
 
     def score(prompts, responses):
         found = learned.score_many(
@@ -156,7 +158,8 @@ def _vectors(responses: Sequence[str], width: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def _text_encoder(folder: Path, name: str) -> Callable:
+def _text_encoder(folder: Path, name: str, *, spans: bool) -> Callable:
+    """`(prompts, responses) -> Texts`; `spans` says whether these tell where responses stand."""
     from jaxreward.rewards import learned
     from jaxreward.tasks import pretrained_tokenizer
     from jaxreward.tasks import tokenizer as tokenizers
@@ -166,20 +169,61 @@ def _text_encoder(folder: Path, name: str) -> Callable:
         pretrained = pretrained_tokenizer.Pretrained(own, "", {})
     else:
         pretrained = pretrained_tokenizer.open_pretrained(name or folder)
+    render = functools.partial(pretrained_tokenizer.render_chats, pretrained)
 
     def encode(prompts, responses):
         plain = not pretrained.template
         texts = [p + r for p, r in zip(prompts, responses)] if plain else (
-            pretrained_tokenizer.render_chats(pretrained, _chats(prompts, responses)))
+            render(_chats(prompts, responses)))
         found = tokenizers.encode(pretrained.tokenizer, texts, eos=plain)
         width = 1 << (found.tokens.shape[1] - 1).bit_length()  # few widths, few compilations
         missing = width - found.tokens.shape[1]
         pad = pretrained.tokenizer.pad
-        return learned.Texts(
-            np.pad(found.tokens, ((0, 0), (0, missing)), constant_values=pad), found.lengths
-        )
+        tokens = np.pad(found.tokens, ((0, 0), (0, missing)), constant_values=pad)
+        if not spans:
+            return learned.Texts(tokens, found.lengths)
+        before = prompts if plain else render(
+            [chat[:-1] for chat in _chats(prompts, responses)], add_generation_prompt=True)
+        after = [_after(text, response) for text, response in zip(texts, responses)]
+        sides = (tokenizers.encode(pretrained.tokenizer, before),
+                 tokenizers.encode(pretrained.tokenizer, after, eos=plain))
+        return learned.Texts(tokens, found.lengths, _spans(found, *sides))
 
     return encode
+
+
+def _after(text: str, response: str) -> str:
+    """What a template writes after the response, whose blanks at the ends it may drop."""
+    for own in (response, response.strip()):
+        if (place := text.rfind(own)) >= 0:
+            return text[place + len(own) :]
+    return ""
+
+
+def _spans(whole: Any, before: Any, after: Any) -> np.ndarray:
+    """First token of each response and the one after its last, int32 `[B, 2]`.
+
+    A token that a tokenizer makes of the end of the prompt and the beginning of the response is
+    the response's.
+
+    Args:
+      whole: `tokenizer.Encoded` of prompts and responses.
+      before: of what stands before the responses.
+      after: of what stands after them.
+    """
+    rows = ([tokens[:n] for tokens, n in zip(*encoded)] for encoded in (whole, before, after))
+    found = []
+    for text, first, last in zip(*rows):
+        start = _alike(text, first)
+        found.append((start, max(start, len(text) - _alike(text[::-1], last[::-1]))))
+    return np.array(found, np.int32)
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> int:
+    """How many tokens two rows share at their beginnings."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
 
 
 def _chats(prompts: Sequence[str], responses: Sequence[str]) -> list[list[dict[str, str]]]:

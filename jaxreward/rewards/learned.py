@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxreward.checks import check_choice
 from jaxreward.networks import heads
 from jaxreward.networks.transformer_config import TransformerConfig
+from jaxreward.rewards.step_scores import AGGREGATIONS, aggregate_steps, step_ends
 
 Params = Any
 
@@ -44,10 +45,13 @@ class Texts(NamedTuple):
     Attributes:
       tokens: right-padded.
       lengths: number of tokens; an empty text has a NaN score.
+      responses: first token of the response, and the one after its last; None is the whole text.
+        Only `step_reward_model` reads it.
     """
 
     tokens: Int[Array, "B T"]
     lengths: Int[Array, "B"]
+    responses: Int[Array, "B 2"] | None = None
 
 
 def mlp_reward_model(
@@ -88,6 +92,45 @@ def text_reward_model(
 
     def score(params: Params, items: Texts) -> Float[Array, "B"]:
         return _one_score(network.apply(params, items.tokens, items.lengths))
+
+    return RewardModel(network.init, score)
+
+
+def step_reward_model(
+    config: TransformerConfig,
+    separators: tuple[int, ...],
+    aggregation: str = "min",
+    hidden: tuple[int, ...] = (),
+) -> RewardModel:
+    """A process reward model: one score of `Texts` from those of the steps of the response.
+
+    The scores of steps are probabilities, the sigmoid of what `heads.StepScores` says where
+    `step_scores.step_ends` finds the end of a step. A response without steps has a NaN score.
+    Train the head with `heads.on_transformer(config, heads.StepScores(hidden), extra=...)` and
+    `losses.pointwise.cross_entropy`: the parameters are these.
+
+    Args:
+      config: of the transformer.
+      separators: ids of the tokens that end a step.
+      aggregation: one of `step_scores.AGGREGATIONS`.
+      hidden: widths of the head's perceptron.
+
+    Raises:
+      ValueError: no separators, one that the vocabulary does not have, or another aggregation.
+    """
+    if not separators or not all(0 <= token < config.vocab_size for token in separators):
+        allowed = f"one token or more in [0, {config.vocab_size})"
+        raise ValueError(f"separators = {list(separators)}; allowed is {allowed}")
+    check_choice("aggregation", aggregation, AGGREGATIONS)
+    head, example = heads.StepScores(tuple(hidden)), jnp.zeros((1, 1), jnp.int32)
+    network = heads.on_transformer(config, head, extra=(example,))
+
+    def score(params: Params, items: Texts) -> Float[Array, "B"]:
+        whole = jnp.stack([jnp.zeros_like(items.lengths), items.lengths], axis=1)
+        spans = whole if items.responses is None else items.responses
+        ends = step_ends(items.tokens, spans, tuple(separators))
+        found = jax.nn.sigmoid(network.apply(params, items.tokens, items.lengths, ends))
+        return aggregate_steps(found, ends >= 0, aggregation, empty=jnp.nan)
 
     return RewardModel(network.init, score)
 

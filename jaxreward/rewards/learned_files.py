@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxreward.checks import check_choice
 from jaxreward.networks import heads, hf_config
-from jaxreward.rewards.learned import RewardModel, ensemble, mlp_reward_model, text_reward_model
+from jaxreward.rewards.learned import (
+    RewardModel, ensemble, mlp_reward_model, step_reward_model, text_reward_model,
+)  # fmt: skip
 
 NETWORKS = ("mlp", "text")
 HEADS = {
@@ -20,6 +22,8 @@ HEADS = {
     "hierarchical": heads.HierarchicalQuery,
     "verdict": heads.Verdict,
 }
+STEPS = "steps"
+"""The kind of head that `step_reward_model` has."""
 DESCRIPTION = "reward_model.json"
 
 
@@ -28,15 +32,18 @@ def build(spec: dict[str, Any]) -> RewardModel:
 
     Args:
       spec: JSON. `network` is "mlp", with the arguments of `mlp_reward_model`, or "text", with
-        `trunk` (a Hugging Face config, `hf_config.to_hf`), `head` (its `kind`, one of `HEADS`, and
-        its settings) and `layers`. An ensemble has `members` and `shared`.
+        `trunk` (a Hugging Face config, `hf_config.to_hf`), `head` (its `kind`, one of `HEADS` or
+        "steps", and its settings) and `layers`. The settings of a head of steps are those of
+        `step_reward_model`: `separators`, the ids of the tokens that end a step, `aggregation`
+        and `hidden`. An ensemble has `members` and `shared`.
 
     Raises:
-      ValueError: an unknown network or head, or settings that it does not have.
+      ValueError: an unknown network or head, or settings that it does not have or cannot have.
     """
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
     network = settings.pop("network", None)
     check_choice("network", network, NETWORKS)
+    _check_settings(settings)
     members, shared = settings.pop("members", None), settings.pop("shared", ())
     try:
         model = mlp_reward_model(**settings) if network == "mlp" else _text(**settings)
@@ -45,12 +52,50 @@ def build(spec: dict[str, Any]) -> RewardModel:
     return model if members is None else ensemble(model, members, shared=shared)
 
 
+def has_steps(spec: dict[str, Any]) -> bool:
+    """Whether a description that `build` takes is of a model that scores steps."""
+    return spec["network"] == "text" and spec["head"]["kind"] == STEPS
+
+
 def _text(trunk: dict[str, Any], head: dict[str, Any], layers: tuple[int, ...] = ()):
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in head.items()}
     kind = settings.pop("kind", None)
-    check_choice("head.kind", kind, tuple(HEADS))
+    check_choice("head.kind", kind, (*HEADS, STEPS))
+    _check_settings(settings, "head.")
     config, _ = hf_config.from_hf(trunk, "trunk")
+    if config.width % settings.get("heads", 1):
+        allowed = f"a divisor of the width {config.width}"
+        raise ValueError(f"head.heads = {settings['heads']}; allowed is {allowed}")
+    if kind == STEPS:
+        if layers:
+            raise ValueError(f"layers = {list(layers)}; allowed with head.kind 'steps' is none")
+        return step_reward_model(config, **settings)
     return text_reward_model(config, HEADS[kind](**settings), layers)
+
+
+def _check_settings(settings: dict[str, Any], where: str = "") -> None:
+    """Raises ValueError for a value of another type than its setting has; ranges come later."""
+    whole = lambda x, least: isinstance(x, int) and not isinstance(x, bool) and x >= least
+    for name, value in settings.items():
+        if name in ("width", "members", "count", "heads"):
+            good, allowed = whole(value, 1), "an integer >= 1"
+        elif name in ("hidden", "layers", "separators", "yes", "no"):
+            least = 1 if name == "hidden" else 0
+            good = isinstance(value, tuple) and all(whole(x, least) for x in value)
+            allowed = f"a list of integers >= {least}"
+        elif name == "shared":
+            good = isinstance(value, tuple) and all(isinstance(x, str) for x in value)
+            allowed = "a list of texts"
+        elif name in ("trunk", "head"):
+            good, allowed = isinstance(value, dict), "an object"
+        elif name == "bound":
+            good = isinstance(value, (int, float)) and value > 0
+            allowed = "a number > 0"
+        else:
+            continue
+        if not good:
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{where}{name} = {shown!r}; allowed is {allowed}")
 
 
 def save(folder: str | pathlib.Path, params: Any, spec: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""From scores of steps to one reward of the whole, for process reward models."""
+"""Where steps end, and from their scores to one reward of the whole; process reward models."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxreward import masked
 from jaxreward.checks import check_choice
@@ -12,6 +12,29 @@ AGGREGATIONS = (
 )
 _EDGE = 1e-6  # scores are kept this far from 0 and 1 where odds are taken
 _LEAST = 1e-30
+
+
+def step_ends(
+    tokens: Int[Array, "B T"], spans: Int[Array, "B 2"], separators: tuple[int, ...]
+) -> Int[Array, "B T"]:
+    """Index of the last token of each step where that token stands, -1 elsewhere.
+
+    A step ends with the separator after it; what follows the last separator is a step as well,
+    and ends where the response does. A separator at the beginning, or after another one, ends
+    none. This is the `ends` of `networks.heads.StepScores`.
+
+    Args:
+      tokens: texts.
+      spans: first token of each response, and the one after its last.
+      separators: tokens that end a step, one or more.
+    """
+    place = jnp.arange(tokens.shape[1], dtype=spans.dtype)[None, :]
+    inside = (spans[:, :1] <= place) & (place < spans[:, 1:])
+    splits = inside & jnp.isin(tokens, jnp.asarray(separators, tokens.dtype))
+    content = inside & ~splits
+    after_content = jnp.pad(content[:, :-1], ((0, 0), (1, 0)))
+    ends = (splits & after_content) | (content & (place == spans[:, 1:] - 1))
+    return jnp.where(ends, place, -1)
 
 
 def aggregate_steps(

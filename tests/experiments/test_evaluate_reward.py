@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +218,59 @@ def test_checkpoints_of_texts(tmp_path, head):
     texts = learned.Texts(jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths))
     own = model.score(params, texts)
     np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-6)
+
+
+def test_process_reward_models(tmp_path, capsys):
+    """Steps are those of the response: prompt and template hold the separator, a line's end, too."""
+    from jaxreward.networks import heads, hf_config
+    from jaxreward.networks.transformer_config import TransformerConfig
+    from jaxreward.rewards import learned_files
+    from jaxreward.tasks import pretrained_tokenizer
+    from jaxreward.tasks import tokenizer as tokenizers
+
+    pytest.importorskip("safetensors")
+    pytest.importorskip("tokenizers")
+    where = pathlib.Path(__file__).parents[1] / "tasks" / "pretrained" / "llama-bpe"
+    pretrained = pretrained_tokenizer.open_pretrained(where)
+    newline = int(tokenizers.encode(pretrained.tokenizer, ["\n"]).tokens[0, 0])
+    size = pretrained.tokenizer.vocab_size
+    config = TransformerConfig(size, width=8, layers=1, heads=2, kv_heads=1, intermediate=8)
+    head = {"kind": "steps", "separators": [newline], "aggregation": "min"}
+    spec = {"network": "text", "trunk": hf_config.to_hf(config, "float32"), "head": head}
+    params = learned_files.build(spec).init(jax.random.key(0))
+    learned_files.save(tmp_path / "model", params, spec)
+    rows = [{"prompt": "a\nb", "chosen": "x\nyy\n\nz", "rejected": ["x", "\n "]}]
+    path = write(tmp_path / "a.jsonl", rows)
+    source = ("--checkpoint", tmp_path / "model", "--tokenizer", where)
+    assert run(tmp_path, "--items", path, *source) == 2  # no answer
+    assert "empty_answer 1" in capsys.readouterr().err
+    rows[0]["rejected"][1] = "y\nz"
+    assert run(tmp_path, "--items", write(tmp_path / "a.jsonl", rows), *source) == 0
+    assert summary(tmp_path)["scores"] | {"mean": 0, "std": 0} == {
+        "count": 3, "missing": 0, "distinct": 3, "comparisons": 2, "mean": 0, "std": 0}
+
+    text = "<bos><start_of_turn>user\na\nb<end_of_turn>\n<start_of_turn>model\nx\nyy\n\nz<end_of_turn>\n"
+    tokens = tokenizers.encode(pretrained.tokenizer, [text])
+    last = int(tokens.lengths[0]) - 3  # z, before what the template writes
+    ends = jnp.array([[last - 5, last - 2, last]])
+    x, y = (tokenizers.decode(pretrained.tokenizer, tokens.tokens[:, place]) for place in (last - 6, last - 3))
+    assert x == ["x"] and y == ["y"]
+    network = heads.on_transformer(config, heads.StepScores(), extra=(ends,))
+    arrays = jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths)
+    expected = jax.nn.sigmoid(network.apply(params, *arrays, ends))[0]
+    for aggregation, value in (("min", expected.min()), ("last", expected[-1])):
+        (tmp_path / "model" / "reward_model.json").write_text(
+            json.dumps({**spec, "head": {**head, "aggregation": aggregation}}))
+        scorer = reward_sources.from_checkpoint(tmp_path / "model", str(where))
+        np.testing.assert_allclose(scorer(["a\nb"], ["x\nyy\n\nz"]), [value], rtol=1e-5)
+    for change, message in (
+        ({"separators": [size]}, f"separators = [{size}]; allowed is one token or more in"),
+        ({"aggregation": "sum"}, "aggregation = 'sum'; allowed are 'min'"),
+    ):
+        (tmp_path / "model" / "reward_model.json").write_text(
+            json.dumps({**spec, "head": {**head, **change}}))
+        assert run(tmp_path, "--items", path, *source) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_distances_in_an_mdp(tmp_path, capsys):

@@ -23,6 +23,9 @@ TEXT = {
 }
 
 
+STEPS = {**TEXT, "head": {"kind": "steps", "separators": [5, 6], "hidden": [4]}, "layers": []}
+
+
 def features(count, key=jax.random.key(5)):
     return jax.random.normal(key, (count, 3))
 
@@ -60,6 +63,25 @@ def test_a_trunk_may_be_loaded(key):
 def test_bad_perceptrons(arguments, message):
     with pytest.raises(ValueError, match=message):
         learned.mlp_reward_model(*arguments)
+
+
+@pytest.mark.parametrize("aggregation", ["min", "prod", "mean", "last"])
+def test_scores_of_steps_are_put_together(key, aggregation):
+    """The same parameters read by the head itself, at the ends of two, one and no steps."""
+    model = learned.step_reward_model(CONFIG, (5,), aggregation)
+    params = model.init(key)
+    tokens = jnp.array([[1, 5, 2, 5, 3, 4], [1, 2, 3, 5, 0, 0], [1, 5, 0, 0, 0, 0]], jnp.int32)
+    lengths = jnp.array([6, 4, 2], jnp.int32)
+    spans = jnp.array([[1, 5], [1, 4], [1, 2]], jnp.int32)
+    found = jax.jit(model.score)(params, learned.Texts(tokens, lengths, spans))
+    ends = jnp.array([[3, 4], [3, -1]], jnp.int32)
+    network = heads.on_transformer(CONFIG, heads.StepScores(), extra=(ends,))
+    p = jax.nn.sigmoid(network.apply(params, tokens[:2], lengths[:2], ends))
+    reduce = {"min": min, "prod": np.prod, "mean": np.mean, "last": lambda x: x[-1]}[aggregation]
+    np.testing.assert_allclose(found[:2], [reduce(p[0]), p[1, 0]], rtol=1e-5)
+    assert np.isnan(found[2])
+    whole = model.score(params, learned.Texts(tokens, lengths))
+    assert np.isfinite(whole).all()
 
 
 # Ensembles
@@ -170,7 +192,9 @@ def test_bad_items(items, block_size, message):
 
 
 @pytest.mark.parametrize(
-    "spec", [MLP, {**MLP, "members": 3, "shared": ["layer_0"]}, TEXT, {**TEXT, "members": 2}]
+    "spec",
+    [MLP, {**MLP, "members": 3, "shared": ["layer_0"]}, TEXT, {**TEXT, "members": 2}, STEPS,
+        {**STEPS, "members": 2, "shared": ["trunk"]}],
 )
 def test_what_is_saved_is_loaded(tmp_path, key, spec):
     model = learned_files.build(spec)
@@ -192,7 +216,20 @@ def test_what_is_saved_is_loaded(tmp_path, key, spec):
         ({}, "network = None"),
         ({"network": "cnn"}, "network = 'cnn'"),
         ({"network": "mlp", "width": 3, "depth": 3}, "mlp: .*depth"),
-        ({**TEXT, "head": {"kind": "steps"}}, "head.kind = 'steps'"),
+        ({**TEXT, "head": {"kind": "step"}}, "head.kind = 'step'"),
+        ({**STEPS, "head": {"kind": "steps"}}, "text: .*separators"),
+        ({**STEPS, "head": {"kind": "steps", "separators": []}}, r"separators = \[\]; allowed is one"),
+        ({**STEPS, "head": {"kind": "steps", "separators": [11]}}, r"\[11\]; .* in \[0, 11\)"),
+        ({**STEPS, "head": {"kind": "steps", "separators": 5}}, "head.separators = 5"),
+        ({**STEPS, "head": {**STEPS["head"], "aggregation": "sum"}}, "aggregation = 'sum'"),
+        ({**STEPS, "layers": [1]}, r"layers = \[1\]"),
+        ({**TEXT, "head": "scalar"}, "head = 'scalar'; allowed is an object"),
+        ({**TEXT, "head": {"kind": "hierarchical", "heads": 3}}, "head.heads = 3; .* width 8"),
+        ({**TEXT, "head": {"kind": "scalar", "hidden": [0]}}, r"head.hidden = \[0\]"),
+        ({**TEXT, "layers": 3}, "layers = 3; allowed is a list"),
+        ({**TEXT, "members": "2"}, "members = '2'; allowed is an integer >= 1"),
+        ({**MLP, "members": 2, "shared": "out"}, "shared = 'out'; allowed is a list of texts"),
+        ({**TEXT, "head": {"kind": "gaussian", "bound": "x"}}, "head.bound = 'x'"),
         ({**TEXT, "head": {"kind": "scalar", "size": 2}}, "text: .*size"),
         ({**TEXT, "trunk": {"model_type": "bert"}}, "model_type = 'bert'"),
     ],

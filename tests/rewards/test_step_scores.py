@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreward.rewards.step_scores import AGGREGATIONS, aggregate_steps
+from jaxreward.rewards.step_scores import AGGREGATIONS, aggregate_steps, step_ends
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -43,3 +43,23 @@ def test_only_the_product_falls_with_length():
 def test_unknown():
     with pytest.raises(ValueError, match="how = 'sum'"):
         aggregate_steps(jnp.ones(2), jnp.ones(2, bool), "sum")
+
+
+SPLIT = 9
+
+
+@pytest.mark.parametrize(
+    "tokens, span, ends",
+    [
+        ([1, 2, SPLIT, 3, SPLIT, 4, 5, 0], (0, 7), [2, 4, 6]),  # the rest is a step
+        ([1, 2, SPLIT, 3, SPLIT, 0, 0, 0], (0, 5), [2, 4]),
+        ([1, SPLIT, SPLIT, 3, 8, SPLIT, 0, 0], (0, 6), [1, 4]),  # two kinds; none is empty
+        ([1, SPLIT, 2, SPLIT, 3, 7, SPLIT, 0], (3, 5), [4]),  # those around the response are none
+        ([1, SPLIT, SPLIT, 0, 0, 0, 0, 0], (1, 3), []),
+        ([0] * 8, (0, 0), []),
+    ],
+)
+def test_steps_end_at_separators_of_the_response(tokens, span, ends):
+    found = step_ends(jnp.array([tokens], jnp.int32), jnp.array([span], jnp.int32), (8, SPLIT))
+    assert [int(x) for x in found[0] if x >= 0] == ends
+    assert all(x in (-1, place) for place, x in enumerate(found[0].tolist()))
