@@ -130,14 +130,16 @@ def of_arms(path: str) -> str:
 def _row(name: str, spec: Spec) -> tuple[str, ...]:
     fields = lambda names: ", ".join(f"`{field}`" for field in names) or "-"
     leaves = {"none": "unchanged", "shift": "shifted", "affine": "affine"}
-    ignore = {"none": "-", "shift": "a shift", "affine": "any positive affine map"}
+    by_group = {"shift": "a shift", "affine": "any positive affine map"}.get(spec.invariant_to)
+    common = {"step": "an affine map of the whole step", "run": "an affine map of the whole run"}
+    ignored = [own for own in (by_group, common.get(spec.ignores_common)) if own]
     return (
         name,
         spec.role,
         fields(name for name in spec.reads if name not in ALWAYS),
         fields(spec.writes),
-        leaves.get(spec.reward_map, "nonlinear"),
-        ignore[spec.invariant_to] if "advantages" in spec.writes else "",
+        leaves.get(spec.reward_map, spec.reward_map),
+        (" or ".join(ignored) or "-") if "advantages" in spec.writes else "",
     )
 
 

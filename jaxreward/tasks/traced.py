@@ -372,8 +372,8 @@ def line_checks(spec: TracedSpec, inputs: Sequence[int], text: str) -> dict[str,
     """How much of a written trace is right.
 
     Returns:
-      `equal`, the share of the clean lines that stand at their place in the text, and
-      `consistent`, the share of the written lines that follow from what they show: in the style
+      `equal`, the share of the clean lines that stand at their place in the text (1 where a run
+      without operations has none written), and `consistent`, the share of the written lines that follow from what they show: in the style
       "lines" from their own numbers, in the others (for programs that fold their inputs) from
       the line before and the input.
     """
@@ -383,6 +383,8 @@ def line_checks(spec: TracedSpec, inputs: Sequence[int], text: str) -> dict[str,
     wanted = [render(line, spec.style) for line in clean]
     if spec.style == "lines":
         written = _joined(written)
+    if not wanted:
+        return dict.fromkeys(("equal", "consistent"), float(not written))
     equal = sum(a == b for a, b in zip(written, wanted)) / len(wanted)
     follows = [_follows(spec, clean, written, i) for i in range(len(written))]
     return {"equal": equal, "consistent": sum(follows) / len(follows) if follows else 0.0}

@@ -141,7 +141,7 @@ def aggregate_members(
 
     reads, writes = ("mask", "aux/member_rewards"), ("rewards", "mask", "metrics")
     return stateless(
-        update, Spec("aggregate_members", "aggregation", reads, writes, reward_map="nonlinear")
+        update, Spec("aggregate_members", "aggregation", reads, writes, reward_map="replaced")
     )
 
 

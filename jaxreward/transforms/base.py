@@ -21,7 +21,9 @@ from jaxreward.types import Signal
 ALWAYS = ("rewards", "mask", "aux/prompt_id")
 """Signal fields that are there before the chain starts."""
 
-_MAPS = ("none", "shift", "affine", "nonlinear")
+_MAPS = ("none", "shift", "affine", "nonlinear", "replaced")
+
+_VARY = ("never", "step", "prompt", "sample")
 
 
 class Spec(NamedTuple):
@@ -35,11 +37,15 @@ class Spec(NamedTuple):
       writes: signal fields it sets.
       reward_map: what it does to the rewards of a group. "none"; "shift", adds a constant
         that is the same for all samples of a prompt; "affine", also scales by a positive
-        one; "nonlinear", anything else.
+        one; "replaced", what they were no longer matters; "nonlinear", anything else.
       invariant_to: for a transform that sets advantages, the largest map of a group's
-        rewards that leaves the advantages as they were: "none", "shift" or "affine".
-      rates_vary: for a transform that writes rates, "prompt" if they are constant within
-        a group, "sample" if not. With rates that vary by sample no correction is affine.
+        rewards that leaves the advantages as they were: "none", "shift" or "affine". Each
+        group may have a map of its own.
+      ignores_common: likewise, how far one affine map must reach to leave them as they were:
+        "step", all rewards of a step; "run", all of a run; "none", none does for that.
+      rates_vary: for a transform that writes rates, "never" if they are one pair all the time,
+        "step" if one for all rewards of a step, "prompt" if constant within a group, "sample"
+        if not. With rates that vary by sample no correction is affine.
       partial: whether it applies to some prompts or samples only.
       parts: what a chain consists of, first to last.
     """
@@ -50,6 +56,7 @@ class Spec(NamedTuple):
     writes: tuple[str, ...] = ()
     reward_map: str = "none"
     invariant_to: str = "none"
+    ignores_common: str = "none"
     rates_vary: str = "prompt"
     partial: bool = False
     parts: tuple["Spec", ...] = ()
@@ -64,7 +71,7 @@ class RewardTransform(NamedTuple):
 
 
 class InertCorrectionError(ValueError):
-    """A correction that the advantage estimator after it cancels exactly."""
+    """A correction or calibration that the advantage estimator after it cancels exactly."""
 
 
 def stateless(update: Callable[[jax.Array, Signal], Signal], spec: Spec) -> RewardTransform:
@@ -101,12 +108,13 @@ def chain(
       provided: the fields beside `rewards`, `mask` and `aux/prompt_id` that the caller puts
         into the signal. None lets every `aux/...` and `trajectories` be provided; a field
         that only a transform can set (`rates`, `advantages`, `weights`) must be set by one.
-      on_inert: "error" refuses a correction that the advantage estimator cancels exactly;
+      on_inert: "error" refuses a correction or calibration that the advantage estimator cancels;
         "allow" builds it (for the control arm that shows it).
 
     Raises:
       ValueError: a transform reads what nobody provides, rewards or their mask change after
-        the advantages are set, advantages are set twice, two corrections follow one channel.
+        the advantages are set, advantages are set twice, two corrections follow one channel,
+        corrected rewards are replaced before anything has read them.
       InertCorrectionError: a correction would have no effect.
     """
     if not transforms:
@@ -158,8 +166,13 @@ def _check_reads(specs: Sequence[Spec], provided: Sequence[str] | None) -> tuple
 
 
 def _check_order(specs: Sequence[Spec]) -> None:
-    advantages_by = correction_by = None
+    advantages_by = correction_by = mended_by = None
     for spec in specs:
+        if spec.reward_map == "replaced" and mended_by:
+            raise ValueError(
+                f"{spec.name!r} replaces the rewards that {mended_by!r} corrected, so that has no "
+                "effect; put it before"
+            )
         if spec.role == "noise":
             correction_by = None
         if advantages_by and (spec.reward_map != "none" or "mask" in spec.writes):
@@ -173,7 +186,9 @@ def _check_order(specs: Sequence[Spec]) -> None:
                     f"{correction_by!r} and {spec.name!r} both correct the same channel; keep one"
                 )
             correction_by = spec.name
+            mended_by = spec.name if "rewards" in spec.writes else mended_by
         if "advantages" in spec.writes:
+            mended_by = None
             if advantages_by and "advantages" not in spec.reads and not spec.partial:
                 raise ValueError(
                     f"{spec.name!r} overwrites the advantages that {advantages_by!r} set; keep one"
@@ -182,24 +197,35 @@ def _check_order(specs: Sequence[Spec]) -> None:
 
 
 def _check_inert(specs: Sequence[Spec]) -> None:
-    """Refuses a correction that later group normalisation undoes exactly."""
+    """Refuses a correction that later normalisation, of groups or batches, undoes exactly."""
     rates_vary, corrections = "prompt", []
     for spec in specs:
         if "rates" in spec.writes:
             rates_vary = spec.rates_vary
-        if spec.role == "correction" and spec.reward_map in ("shift", "affine"):
-            per_group = rates_vary == "prompt" or "rates" not in spec.reads
-            corrections.append((spec.name, spec.reward_map) if per_group else None)
-        elif spec.reward_map == "nonlinear":
-            corrections.clear()
-        for found in filter(None, corrections):
-            if _MAPS.index(found[1]) <= _MAPS.index(spec.invariant_to):
+        for name, reward_map, vary in corrections:
+            if _cancels(spec, reward_map, vary):
                 raise InertCorrectionError(
-                    f"{found[0]!r} is {'a shift' if found[1] == 'shift' else 'affine'} within a "
+                    f"{name!r} is {'a shift' if reward_map == 'shift' else 'affine'} within a "
                     f"group and {spec.name!r} cancels it: the advantages equal the uncorrected "
                     "ones. Correct after the normalisation (corrected_group_normalization), or "
                     "use a baseline that keeps it, or pass on_inert='allow'"
                 )
+        mends = spec.role in ("correction", "calibration")
+        if mends and spec.reward_map in ("shift", "affine"):
+            vary = rates_vary if "rates" in spec.reads else "prompt"
+            corrections.append((spec.name, spec.reward_map, vary))
+        elif spec.reward_map in ("nonlinear", "replaced"):
+            corrections.clear()
+
+
+def _cancels(spec: Spec, reward_map: str, vary: str) -> bool:
+    """Whether the advantages of `spec` do not see a map that varies by so much."""
+    place = _VARY.index(vary)
+    by_group = place <= _VARY.index("prompt")
+    if by_group and _MAPS.index(reward_map) <= _MAPS.index(spec.invariant_to):
+        return True
+    widest = {"none": -1, "run": _VARY.index("never"), "step": _VARY.index("step")}
+    return place <= widest[spec.ignores_common]
 
 
 def _joined_spec(specs: Sequence[Spec], reads: tuple[str, ...]) -> Spec:
@@ -213,19 +239,33 @@ def _joined_spec(specs: Sequence[Spec], reads: tuple[str, ...]) -> Spec:
         reads=reads,
         writes=writes,
         reward_map=reward_map,
-        invariant_to=_joined_invariance(specs),
         rates_vary=rates_vary,
+        **_joined_invariance(specs),
     )
 
 
-def _joined_invariance(specs: Sequence[Spec]) -> str:
+def _joined_invariance(specs: Sequence[Spec]) -> dict[str, str]:
     """That of what sets the advantages; none where the reward is bent before."""
     for spec in specs:
-        if spec.reward_map == "nonlinear":
-            return "none"
         if "advantages" in spec.writes:
-            return spec.invariant_to
-    return "none"
+            return dict(invariant_to=spec.invariant_to, ignores_common=spec.ignores_common)
+        if spec.reward_map in ("nonlinear", "replaced"):
+            break
+    return {}
+
+
+def least_invariance(specs: Sequence[Spec]) -> dict[str, str]:
+    """Fields of the spec of advantages that are made of those of several."""
+    reach = ("none", "run", "step")
+    return dict(
+        invariant_to=min((spec.invariant_to for spec in specs), key=_MAPS.index),
+        ignores_common=min((_common(spec) for spec in specs), key=reach.index),
+    )
+
+
+def _common(spec: Spec) -> str:
+    """What ignores a map by group ignores one for all."""
+    return "step" if spec.invariant_to == "affine" else spec.ignores_common
 
 
 def where(
@@ -265,6 +305,7 @@ def where(
         reads=tuple(dict.fromkeys(spec.reads + tuple(reads))),
         reward_map=maps,
         invariant_to="none",
+        ignores_common="none",
         partial=True,
         parts=(),
     )
@@ -333,7 +374,10 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
         after = jax.tree.map(lambda leaf: leaf[:, 0], groups)
         return after.replace(metrics={**before, **metrics}), table
 
-    return RewardTransform(init, update, transform.spec)
+    spec = transform.spec
+    if spec.rates_vary in ("never", "step"):
+        spec = spec._replace(rates_vary="prompt")
+    return RewardTransform(init, update, spec)
 
 
 def _last_of_each(ids: jax.Array, num_prompts: int) -> jax.Array:

@@ -64,7 +64,7 @@ def replace_reward(second: str, *, answered: str = "") -> RewardTransform:
     reads = ("rewards", "mask", f"aux/{second}") + ((f"aux/{answered}",) if answered else ())
     writes = ("rewards", "aux/true_rewards")
     return stateless(
-        update, Spec("replace_reward", "calibration", reads, writes, reward_map="nonlinear")
+        update, Spec("replace_reward", "calibration", reads, writes, reward_map="replaced")
     )
 
 

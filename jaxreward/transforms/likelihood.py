@@ -33,11 +33,13 @@ from jaxreward.types import Signal
 
 KINDS = ("prob", "mean_prob", "geometric_mean", "log_prob", "mean_log_prob")
 
+LOGARITHMS = ("log_prob", "mean_log_prob")
+
 INVALID = ("zero", "missing")
 
 
 def reference_likelihood(
-    kind: str, *, debias: bool = False, own_gradient: bool = False, invalid: str = "zero"
+    kind: str, *, debias: bool = False, own_gradient: bool = False, invalid: str | None = None
 ) -> RewardTransform:
     """The likelihood of the reference answer as the reward.
 
@@ -49,15 +51,19 @@ def reference_likelihood(
       debias: subtract the same of the initial policy without any reasoning and clip to [0, 1]
         (RLPR section 3.2); for probabilities.
       own_gradient: also write `aux["answer_weights"]`, see the module.
-      invalid: responses without an answer get reward "zero" (RLPR, VeriFree), or are
-        "missing", as a logarithm of nothing must be.
+      invalid: responses without an answer get reward "zero" (RLPR, VeriFree; default of
+        probabilities), or are "missing", as a logarithm of nothing must be: 0 is its best value.
 
     Raises:
-      ValueError: an unknown choice, `debias` of a logarithm, or `debias` with `own_gradient`.
+      ValueError: an unknown choice, `debias` of a logarithm, `debias` with `own_gradient`, or
+        "zero" for a logarithm.
     """
     check_choice("kind", kind, KINDS)
+    invalid = ("missing" if kind in LOGARITHMS else "zero") if invalid is None else invalid
     check_choice("invalid", invalid, INVALID)
-    if debias and (kind in ("log_prob", "mean_log_prob") or own_gradient):
+    if kind in LOGARITHMS and invalid == "zero":
+        raise ValueError(f"invalid = 'zero' with kind = {kind!r}; allowed is 'missing'")
+    if debias and (kind in LOGARITHMS or own_gradient):
         raise ValueError(
             f"debias = True with kind = {kind!r}, own_gradient = {own_gradient}; allowed is a "
             "probability without its own gradient"
@@ -86,6 +92,7 @@ def reference_likelihood(
 
     base = ("aux/base_log_probs", "aux/base_mask") if debias else ()
     written = ("aux/answer_weights",) if own_gradient else ()
+    written += ("mask",) if invalid == "missing" else ()
     return stateless(update, _spec("reference_likelihood", base, written))
 
 
@@ -113,7 +120,7 @@ def jepo_advantage(*, own_gradient: bool = True) -> RewardTransform:
             likelihood__mean_log_prob=_mean_log_prob(signal),
         )
 
-    written = ("advantages",) + (("aux/answer_weights",) if own_gradient else ())
+    written = ("mask", "advantages") + (("aux/answer_weights",) if own_gradient else ())
     return stateless(update, _spec("jepo_advantage", (), written))
 
 
@@ -283,5 +290,5 @@ def _reasoning_length(inside: Bool[Array, "P G T"]) -> Int[Array, "P G"]:
 
 def _spec(name: str, reads: tuple[str, ...] = (), writes: tuple[str, ...] = ()) -> Spec:
     common = ("aux/answer_log_probs", "aux/answer_mask", "aux/answer_valid")
-    own = ("rewards", "mask", "aux/true_rewards", "metrics")
-    return Spec(name, "calibration", common + reads, own + writes, reward_map="nonlinear")
+    own = ("rewards", "aux/true_rewards", "metrics")
+    return Spec(name, "calibration", common + reads, own + writes, reward_map="replaced")

@@ -119,7 +119,8 @@ def answered_reward() -> RewardTransform:
         given = (signal.aux["answer_id"] != 0).astype(jnp.float32)
         return keep_true_rewards(signal).replace(rewards=jnp.where(signal.mask, given, 0.0))
 
-    return stateless(update, _spec("answered_reward", ("aux/answer_id",)))
+    spec = _spec("answered_reward", ("aux/answer_id",))
+    return stateless(update, spec._replace(writes=("rewards", "aux/true_rewards")))
 
 
 def _labelled(signal: Signal, label, kept, share, axis_name: str | None) -> Signal:
@@ -146,4 +147,4 @@ def _labelled(signal: Signal, label, kept, share, axis_name: str | None) -> Sign
 
 def _spec(name: str, reads: tuple[str, ...]) -> Spec:
     writes = ("rewards", "mask", "aux/true_rewards", "metrics")
-    return Spec(name, "noise", ("rewards", "mask") + reads, writes, reward_map="nonlinear")
+    return Spec(name, "noise", ("rewards", "mask") + reads, writes, reward_map="replaced")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreward.checks import Number, check_number
-from jaxreward.transforms.base import RewardTransform, Spec
+from jaxreward.transforms.base import RewardTransform, Spec, least_invariance
 from jaxreward.types import Signal
 
 
@@ -78,5 +78,6 @@ def _spec(parts: Sequence[RewardTransform]) -> Spec:
     writes = dict.fromkeys(own + tuple(parts[0].spec.writes))
     name = "+".join(part.spec.name for part in parts)
     return Spec(
-        f"weighted_sum({name})", "advantage", tuple(reads), tuple(writes), reward_map="nonlinear"
-    )
+        f"weighted_sum({name})", "advantage", tuple(reads), tuple(writes), reward_map="nonlinear",
+        **least_invariance([part.spec for part in parts]),
+    )  # fmt: skip

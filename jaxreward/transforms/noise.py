@@ -51,7 +51,8 @@ def class_conditional(
         return _observe(signal, jnp.where(jnp.isnan(accepted), jnp.nan, observed))
 
     reads = source.reads + (("aux/output_id",) if fixed_by == "output" else ())
-    return stateless(update, _spec("class_conditional", reads))
+    spec = _spec("class_conditional", reads)
+    return stateless(update, spec._replace(writes=spec.writes + ("mask",)))  # rates may be unknown
 
 
 def group_flip(
@@ -166,7 +167,7 @@ def random_reward(rate: Number = 0.5) -> RewardTransform:
         uniform = _uniform(key, signal, "draw", 0)
         return _observe(signal, (uniform < rate).astype(jnp.float32))
 
-    return stateless(update, _spec("random_reward", ()))
+    return stateless(update, _spec("random_reward", ())._replace(reward_map="replaced"))
 
 
 def inverted() -> RewardTransform:
@@ -204,8 +205,8 @@ def use_true_rewards() -> RewardTransform:
         known = jnp.isfinite(true)
         return signal.replace(rewards=jnp.where(known, true, 0.0), mask=known)
 
-    spec = _spec("use_true_rewards", ("aux/true_rewards",))._replace(writes=("rewards", "mask"))
-    return stateless(update, spec)
+    spec = _spec("use_true_rewards", ("aux/true_rewards",))
+    return stateless(update, spec._replace(writes=("rewards", "mask"), reward_map="replaced"))
 
 
 def output_id(
@@ -266,5 +267,5 @@ def _last_axis(values: Array, ndim: int) -> Array:
 
 
 def _spec(name: str, reads: tuple[str, ...]) -> Spec:
-    writes = ("rewards", "mask", "aux/true_rewards")
+    writes = ("rewards", "aux/true_rewards")
     return Spec(name, "noise", ("rewards", "mask") + reads, writes, reward_map="nonlinear")

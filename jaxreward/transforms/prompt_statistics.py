@@ -74,7 +74,7 @@ def prompt_statistics(
         found = jnp.where(alive, jnp.clip((rewards - mean) / (std + epsilon), -clip, clip), 0.0)
         return signal.replace(advantages=found.reshape(shape)), state
 
-    spec = Spec("prompt_statistics", "advantage", writes=("advantages",))
+    spec = Spec("prompt_statistics", "advantage", writes=("advantages",), ignores_common="run")
     return RewardTransform(init, update, spec)
 
 

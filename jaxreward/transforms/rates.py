@@ -185,7 +185,7 @@ def _appeals_spec(by: str, per: str, fix_rewards: bool) -> Spec:
         reads,
         writes,
         reward_map="nonlinear" if fix_rewards else "none",
-        rates_vary=per if by else "prompt",
+        rates_vary=per if by else "step",
     )
 
 
@@ -279,7 +279,8 @@ def appeals_as_released(
         return _Released(jnp.zeros((), jnp.float32), jnp.zeros((), bool))
 
     reads = ("rewards", "mask", "aux/appealed", "aux/recheck")
-    spec = Spec("appeals_as_released", "rates", reads, ("rates", "metrics"))
+    writes = ("rates", "metrics")
+    spec = Spec("appeals_as_released", "rates", reads, writes, rates_vary="step")
     return RewardTransform(init, update, spec)
 
 

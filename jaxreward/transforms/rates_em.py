@@ -91,7 +91,8 @@ def disagreement(
         rates = channels.binary(found.false_positive[0], found.false_negative[0])
         return signal.replace(rates=rates, metrics={**signal.metrics, **metrics}), state
 
-    spec = Spec("disagreement", "rates", ("mask", "aux/verdicts"), ("rates", "metrics"))
+    reads, writes = ("mask", "aux/verdicts"), ("rates", "metrics")
+    spec = Spec("disagreement", "rates", reads, writes, rates_vary="step")
     return RewardTransform(init, update, spec)
 
 

@@ -65,8 +65,7 @@ def off_majority(
         return _counted(signal, counts, found, decay, pseudo_count, axis_name)
 
     init = lambda: jnp.zeros((len(values), len(values)), jnp.float32)
-    spec = Spec("off_majority", "rates", ("mask", "aux/verdicts"), ("rates", "metrics"))
-    return RewardTransform(init, update, spec)
+    return RewardTransform(init, update, _spec("off_majority", ("mask", "aux/verdicts")))
 
 
 def confident(
@@ -100,8 +99,12 @@ def confident(
         return _counted(signal, counts, joint.T, decay, pseudo_count, None)
 
     init = lambda: jnp.zeros((2, 2), jnp.float32)
-    reads = ("rewards", "mask", f"aux/{predicted}")
-    return RewardTransform(init, update, Spec("confident", "rates", reads, ("rates", "metrics")))
+    spec = _spec("confident", ("rewards", "mask", f"aux/{predicted}"))
+    return RewardTransform(init, update, spec)
+
+
+def _spec(name: str, reads: tuple[str, ...]) -> Spec:
+    return Spec(name, "rates", reads, ("rates", "metrics"), rates_vary="step")
 
 
 def _counted(

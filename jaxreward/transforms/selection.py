@@ -18,12 +18,14 @@ class SpreadState(NamedTuple):
     Attributes:
       step: int32, updates so far.
       total: float32, sum of the recorded means before filtering starts.
+      recorded: int32, how many these are.
       average: float32, the moving average after that.
       last: float32, the mean of the step before.
     """
 
     step: Int[Array, ""]
     total: Float[Array, ""]
+    recorded: Int[Array, ""]
     average: Float[Array, ""]
     last: Float[Array, ""]
 
@@ -42,7 +44,8 @@ def spread_filter(
     steps `record_from` to `start - 1` (from 1) only record; at step `start` the threshold is
     `scale` times their plain average, afterwards of `E = decay E + (1 - decay) x` with the mean
     `x` of the step before (RLPR, arXiv 2506.18254 section 3.3, as released). A prompt at the
-    threshold is kept. Prompts below it become missing: their advantages are 0.
+    threshold is kept. Prompts below it become missing: their advantages are 0. A step in which no
+    group has two rewards has no mean and is passed over.
 
     Args:
       scale: >= 0; 0 keeps all. May be traced.
@@ -62,23 +65,25 @@ def spread_filter(
     check_number("start", start, lambda x: x > record_from, f"> record_from = {record_from}")
 
     def init() -> SpreadState:
-        zero = jnp.zeros((), jnp.float32)
-        return SpreadState(jnp.zeros((), jnp.int32), zero, zero, zero)
+        number, real = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        return SpreadState(number, real, number, real, real)
 
     def update(key: jax.Array, signal: Signal, state: SpreadState):
         del key
         signal = keep_true_rewards(signal)
         spread, counts = group_spread(signal.rewards, signal.mask)
         step = state.step + 1
-        first = state.total / float(start - record_from)
+        first = state.total / jnp.maximum(state.recorded, 1).astype(jnp.float32)
         later = decay * state.average + (1 - decay) * state.last
         average = jnp.where(step == start, first, jnp.where(step > start, later, 0.0))
         average = jnp.asarray(average, jnp.float32)
         threshold = jnp.where(step >= start, scale * average, 0.0)
         kept = spread >= threshold
         mean = masked.mean(spread, counts, axis_name=axis_name)
-        records = (step >= record_from) & (step < start)
+        known = masked.count(counts, axis_name=axis_name) > 0
+        records = (step >= record_from) & (step < start) & known
         total = state.total + jnp.where(records, mean, 0.0)
+        recorded = state.recorded + records.astype(jnp.int32)
         by_prompt = kept.reshape(kept.shape + (1,) * (signal.mask.ndim - 1))
         signal = signal.replace(mask=signal.mask & by_prompt)
         metrics = dict(
@@ -86,7 +91,8 @@ def spread_filter(
             selection__threshold=threshold,
             selection__kept=masked.mean(kept.astype(jnp.float32), counts, axis_name=axis_name),
         )
-        return signal.with_metrics(**metrics), SpreadState(step, total, average, mean)
+        last = jnp.where(known, mean, average)  # which leaves the average as it is
+        return signal.with_metrics(**metrics), SpreadState(step, total, recorded, average, last)
 
     writes = ("mask", "metrics", "aux/true_rewards")
     spec = Spec("spread_filter", "selection", ("rewards", "mask"), writes)

@@ -23,7 +23,8 @@ class ChannelSource(NamedTuple):
     Attributes:
       read: `(signal) -> Channel`.
       reads: signal fields that `read` needs.
-      vary: "prompt" if the rates are constant within a group, "sample" if not.
+      vary: "never" if there is one pair of rates, "prompt" if they are constant within a group,
+        "sample" if not.
       table: every channel that `read` can return, None if that is not known beforehand.
     """
 
@@ -40,7 +41,7 @@ def constant(false_positive: Number, false_negative: Number) -> ChannelSource:
       ValueError: a rate is not a probability.
     """
     channel = channels.binary(false_positive, false_negative)
-    return ChannelSource(lambda signal: channel, table=channel)
+    return ChannelSource(lambda signal: channel, vary="never", table=channel)
 
 
 def by_index(

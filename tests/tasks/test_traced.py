@@ -144,6 +144,10 @@ def test_checks_of_written_lines():
     assert checks("3779=9", digits)["consistent"] == 3 / 4
     assert checks("35599=9", digits)["consistent"] == 4 / 5
     assert checks("=9", digits) == {"equal": 0.0, "consistent": 0.0}
+    for style in ("lines", "values"):  # a run without operations
+        gcd = spec._replace(program="gcd", inputs=2, style=style)
+        assert checks("=5", gcd, [5, 0]) == {"equal": 1.0, "consistent": 1.0}
+        assert checks("5%1=0=5", gcd, [5, 0]) == {"equal": 0.0, "consistent": 0.0}
 
 
 def test_what_is_kept():

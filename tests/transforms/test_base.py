@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from jaxreward.channel import binary
-from jaxreward.transforms import advantage, appeals, base, correction, noise, rates, sources
+from jaxreward.transforms import (
+    advantage, appeals, base, calibration, correction, mixture, noise, prompt_statistics, rates,
+    sources,
+)  # fmt: skip
 from jaxreward.transforms.base import InertCorrectionError, RewardTransform, Spec, chain, stateless
 from jaxreward.types import make_signal
 
@@ -164,6 +167,80 @@ def test_a_correction_is_refused_exactly_where_it_changes_nothing(part, estimato
             chain(KNOWN, part, estimator)
     else:
         chain(KNOWN, part, estimator)
+
+
+COMMON = ("backward", "forward", "by prompt", "center")
+
+
+@pytest.mark.parametrize("kind", COMMON)
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        advantage.batch_normalized(),
+        advantage.batch_normalized(baseline="mean"),
+        advantage.group_relative(scale="batch_std"),
+        advantage.group_relative(scale="batch_std", baseline="none"),
+        advantage.group_relative(scale="running_std"),
+        prompt_statistics.prompt_statistics(4, buffer=9, min_count=8),
+        mixture.weighted_sum((advantage.grpo(), advantage.batch_normalized()), (1.0, 0.5)),
+        mixture.weighted_sum((advantage.grpo(), advantage.rloo()), (1.0, 0.5)),
+        mixture.weighted_sum((advantage.grpo(), advantage.direct()), (1.0, 0.5)),
+    ],
+    ids=lambda estimator: estimator.spec.name,
+)
+def test_one_channel_for_all_is_refused_exactly_where_a_batch_cancels_it(kind, estimator):
+    """Over three steps, so that what an estimator remembers is corrected too."""
+    by_type = sources.by_index("type", (0.0, 0.3), (0.1, 0.2))
+    part = {
+        "backward": (KNOWN, correction.backward()),
+        "forward": (KNOWN, correction.forward()),
+        "by prompt": (rates.known(by_type), correction.backward()),
+        "center": (calibration.center_on_reference("identity"),),
+    }[kind]
+
+    def advantages(transform):
+        rng, state, found = np.random.default_rng(1), transform.init(), []
+        for _ in range(3):
+            signal = signal_of(
+                rng.integers(0, 2, (4, 6)),
+                type=jnp.array([0, 1, 0, 1]),
+                reference_rewards=jnp.asarray(rng.random((4, 2)), jnp.float32),
+            )
+            signal, state = run(transform, signal, state)
+            found.append(signal.advantages)
+        return np.stack(found)
+
+    whole = chain(*part, estimator, on_inert="allow")
+    cancels = np.allclose(advantages(whole), advantages(estimator), atol=1e-5)
+    if cancels:
+        with pytest.raises(InertCorrectionError, match="cancels it"):
+            chain(*part, estimator)
+    else:
+        chain(*part, estimator)
+
+
+def test_rates_of_a_table_of_prompts_are_not_one_for_all():
+    estimate = rates.appeals()
+    assert estimate.spec.rates_vary == "step"
+    aux = dict(provided=("aux/appealed", "aux/recheck"))
+    with pytest.raises(InertCorrectionError):
+        chain(estimate, correction.backward(), advantage.batch_normalized(), **aux)
+    chain(
+        base.per_prompt(estimate, 3), correction.backward(), advantage.batch_normalized(), **aux
+    )
+    chain(estimate, correction.backward(), prompt_statistics.prompt_statistics(4), **aux)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [noise.use_true_rewards(), noise.random_reward(), calibration.replace_reward("hits")],
+    ids=lambda source: source.spec.name,
+)
+def test_replacing_corrected_rewards_is_refused(source):
+    with pytest.raises(ValueError, match="replaces the rewards that 'backward' corrected"):
+        chain(KNOWN, correction.backward(), source, advantage.rloo())
+    chain(source, KNOWN, correction.backward(), advantage.rloo())
+    chain(KNOWN, correction.backward(), base.where(source, lambda s: s.mask), advantage.rloo())
 
 
 def test_rates_that_vary_within_a_group_do_not_cancel():

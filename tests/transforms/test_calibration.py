@@ -124,7 +124,8 @@ def test_centring_alone_is_a_shift_that_baselines_cancel():
     assert calibration.center_on_reference("identity").spec.reward_map == "shift"
     references = jnp.asarray([[0.3, 0.6]])
     for squash, same in (("identity", True), ("sigmoid", False)):
-        chain = base.chain(calibration.center_on_reference(squash), advantage.rloo())
+        parts = (calibration.center_on_reference(squash), advantage.rloo())
+        chain = base.chain(*parts, on_inert="allow")
         given = make_signal(jnp.asarray([[0.0, 1.0, 2.0]]), reference_rewards=references)
         found = chain.update(jax.random.key(0), given, chain.init())[0].advantages
         plain = advantage.rloo().update(jax.random.key(0), given, ())[0].advantages

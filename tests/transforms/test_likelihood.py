@@ -251,6 +251,8 @@ def test_what_cannot_be_is_refused():
         likelihood.reference_likelihood("sum")
     with pytest.raises(ValueError, match="debias"):
         likelihood.reference_likelihood("log_prob", debias=True)
+    with pytest.raises(ValueError, match="invalid = 'zero' with kind = 'mean_log_prob'"):
+        likelihood.reference_likelihood("mean_log_prob", invalid="zero")
     with pytest.raises(ValueError, match="weight = 2"):
         calibration.blend("format", weight=2)
     with pytest.raises(ValueError, match="start = 6"):
@@ -279,6 +281,20 @@ def test_threshold_of_the_card():
     np.testing.assert_allclose(found.metrics["selection/threshold"], 0.07168, rtol=1e-5)
     np.testing.assert_array_equal(found.mask, [[False, False], [True, True]])
     np.testing.assert_allclose(found.metrics["selection/kept"], 0.5)
+
+
+def test_steps_without_rewards_leave_the_threshold_alone():
+    nothing = make_signal(jnp.full((2, 4), jnp.nan))
+    transform = selection.spread_filter(scale=1.0, decay=0.5, record_from=1, start=4)
+    state = transform.init()
+    for signal in (spread_of(0.2), nothing, spread_of(0.4), nothing):
+        found, state = transform.update(KEY, signal, state)
+    np.testing.assert_allclose(found.metrics["selection/threshold"], 0.3, rtol=1e-5)
+    for signal in (nothing, spread_of(0.5)):
+        found, state = transform.update(KEY, signal, state)
+        np.testing.assert_allclose(found.metrics["selection/threshold"], 0.3, rtol=1e-5)
+    found, _ = transform.update(KEY, spread_of(0.5), state)
+    np.testing.assert_allclose(found.metrics["selection/threshold"], 0.4, rtol=1e-5)
 
 
 def test_at_the_threshold_is_kept_and_scale_0_keeps_all():

@@ -14,7 +14,7 @@ REWARDS = jnp.zeros((3, 2))
 def test_constant_rates():
     source = sources.constant(0.1, 0.2)
     channel = source.read(make_signal(REWARDS))
-    assert (source.reads, source.vary) == ((), "prompt") and channel.matrix.shape == (2, 2)
+    assert (source.reads, source.vary) == ((), "never") and channel.matrix.shape == (2, 2)
     np.testing.assert_allclose(channel.false_positive, 0.1)
     np.testing.assert_allclose(channel.false_negative, 0.2)
 
