@@ -114,9 +114,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         dict(fn="experiments.noise_bench_training:decaying_sgd")
     )
     config.seeds = 10  # reported
-    config.tuning_seeds = 5  # the settings are chosen on these
+    # The settings are chosen on these. At the largest steps one run in ten loses an answer for
+    # good (its success falls by a tenth), which fewer seeds do not see.
+    config.tuning_seeds = 10
     config.steps = 600  # updates per run
-    config.learning_rates = (1.0, 2.0, 4.0, 8.0, 16.0)
+    config.learning_rates = (2.0, 4.0, 8.0, 16.0)
     config.kl_coefficients = (0.0, 0.03, 0.1, 0.3)
     config.extra = ()  # PATH:FACTORY of further transforms, each a remedy before RLOO
     config.noises = ml_collections.ConfigDict()
@@ -134,7 +136,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     if arg == "quick":
         config.seeds, config.tuning_seeds, config.steps = 4, 2, 200
-        config.learning_rates, config.kl_coefficients = (2.0, 4.0, 8.0, 16.0), (0.0, 0.1, 0.3)
+        config.kl_coefficients = (0.0, 0.1, 0.3)
     return config
 
 

@@ -26,6 +26,8 @@ from jaxreward.transforms import advantage, base
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal, make_signal
 
+BLOCK = 5  # seeds of a block, at most
+
 VERDICTS = 3
 """Verifiers of the disagreement estimate: the reward's and further draws of the same noise."""
 
@@ -173,7 +175,8 @@ def make_runs(
     enough for a cache, and one compiled program for tuning and for the comparison. Each device
     takes one at a time; what is found is kept in `root`, where the same call goes on.
     """
-    count, devices = math.gcd(config.seeds, config.tuning_seeds), len(jax.devices())
+    shared, devices = math.gcd(config.seeds, config.tuning_seeds), len(jax.devices())
+    count = max(n for n in range(1, BLOCK + 1) if shared % n == 0)
     settings_of = lambda **own: ml_collections.ConfigDict({**dict(config.items()), **own})
     problem = digits_training.load_problem(settings_of(seeds=config.seeds + config.tuning_seeds))
     small = settings_of(seeds=count, optimizer=dict(config.optimizer, steps=config.steps))

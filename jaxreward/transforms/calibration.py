@@ -1,7 +1,10 @@
 """Rewards mended by a second, cheaper signal."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxreward import masked
 from jaxreward.checks import Number, check_choice, check_number
@@ -215,28 +218,15 @@ def peer_reward(weight: Number = 1.0, *, axis_name: str | None = None) -> Reward
 
     def update(key: jax.Array, signal: Signal) -> Signal:
         signal = keep_true_rewards(signal)
-        prompts = signal.rewards.shape[0]
-        every, present = signal.rewards.reshape(prompts, -1), signal.mask.reshape(prompts, -1)
-        ids = own_ids = signal.aux["prompt_id"]
+        own = signal.aux["prompt_id"]
+        samples = math.prod(signal.rewards.shape[1:])
+        given = (signal.rewards.reshape(-1, samples), signal.mask.reshape(-1, samples), own)
         if axis_name is not None:
-            every, present, ids = (
-                jax.lax.all_gather(x, axis_name, axis=0, tiled=True) for x in (every, present, ids)
-            )
-        samples = every.shape[1]
-
-        def peers(own: jax.Array) -> jax.Array:
-            """For each sample of prompt `own` a uniform draw among the present ones of others."""
-            # keyed by both prompts, so that neither order nor devices change a draw
-            of = jax.random.fold_in(key, own)
-            draw = lambda i: jax.random.uniform(
-                jax.random.fold_in(of, i), (samples, samples), jnp.float32
-            )
-            draws = jax.vmap(draw, out_axes=1)(ids).reshape(samples, -1)
-            allowed = ((ids != own)[:, None] & present).reshape(-1)
-            best = jnp.argmax(jnp.where(allowed[None, :], draws, -1.0), axis=1)
-            return jnp.where(jnp.any(allowed), every.reshape(-1)[best], 0.0)
-
-        peer = jax.vmap(peers)(own_ids).reshape(signal.rewards.shape)
+            given = jax.lax.all_gather(given, axis_name, axis=0, tiled=True)
+        # keyed by prompt and counted in their order, so that neither rows nor devices matter
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, own)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, (samples,), jnp.float32))(keys)
+        peer = _peers(uniform, own, *given).reshape(signal.rewards.shape)
         rewards = signal.rewards - jnp.asarray(weight, jnp.float32) * peer
         return signal.replace(rewards=jnp.where(signal.mask, rewards, 0.0))
 
@@ -244,3 +234,24 @@ def peer_reward(weight: Number = 1.0, *, axis_name: str | None = None) -> Reward
     return stateless(
         update, Spec("peer_reward", "calibration", reads, writes, reward_map="nonlinear")
     )
+
+
+def _peers(
+    uniform: Float[Array, "P n"],
+    own: Int[Array, "P"],
+    rewards: Float[Array, "Q n"],
+    present: Bool[Array, "Q n"],
+    ids: Int[Array, "Q"],
+) -> Float[Array, "P n"]:
+    """For each sample of the prompts `own` a draw among the present rewards of others, else 0."""
+    order = jnp.argsort(ids)
+    rewards, present, ids = rewards[order].reshape(-1), present[order], ids[order]
+    until = jnp.cumsum(jnp.sum(present, axis=1, dtype=jnp.int32))  # present up to each prompt
+    until = jnp.concatenate([jnp.zeros((1,), jnp.int32), until])
+    first = until[jnp.searchsorted(ids, own)][:, None]
+    past = until[jnp.searchsorted(ids, own, side="right")][:, None]
+    others = until[-1] - (past - first)
+    rank = jnp.minimum((uniform * others.astype(jnp.float32)).astype(jnp.int32), others - 1)
+    rank = jnp.where(rank < first, rank, rank + (past - first))  # over the prompt's own
+    place = jnp.searchsorted(jnp.cumsum(present.reshape(-1), dtype=jnp.int32), rank + 1)
+    return jnp.where(others > 0, rewards[jnp.minimum(place, rewards.shape[0] - 1)], 0.0)

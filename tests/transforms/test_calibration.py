@@ -145,6 +145,27 @@ def test_peer_rewards_take_out_the_offset_in_expectation():
     assert not np.any(draws[:, 1, 2])
 
 
+def test_peers_are_all_present_samples_of_other_prompts_alike():
+    """A prompt that is there twice is no peer of itself; rows may come in any order."""
+    ids = jnp.asarray([7, 2, 7, 5, 2], jnp.int32)
+    rewards = jnp.asarray(2.0 ** np.arange(15).reshape(5, 3), jnp.float32)  # tell each apart
+    mask = jnp.asarray(np.arange(15).reshape(5, 3) % 4 != 1)
+    transform, count = calibration.peer_reward(), 4000
+
+    def run(key):
+        given = make_signal(rewards, mask, prompt_id=ids)
+        return rewards - transform.update(key, given, ())[0].rewards
+
+    peers = np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(1), count)))
+    for row in range(5):
+        others = np.asarray(rewards)[np.asarray(mask) & (ids != ids[row])[:, None]]
+        error = 4.5 * np.sqrt(count / len(others))
+        for sample in np.flatnonzero(mask[row]):
+            values, times = np.unique(peers[:, row, sample], return_counts=True)
+            np.testing.assert_array_equal(values, np.sort(others))
+            np.testing.assert_allclose(times, count / len(others), atol=error)
+
+
 def test_a_penalty_is_taken_off_and_missing_rewards_stay():
     given = make_signal(jnp.array([[1.0, 0.5, jnp.nan]]), flag=jnp.array([[True, False, True]]))
     after = calibration.subtract("flag").update(jax.random.key(0), given, ())[0]
