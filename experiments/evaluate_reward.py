@@ -24,7 +24,9 @@ The file. One JSON object per line, or a parquet file with the same columns:
      "samples": ["4", "5", "four"], "gold": [1, 0, 1], "answers": ["4", "5", "4"]}
 
 `chosen` is the better answer and `rejected` one worse answer or several. Texts may be lists of
-chat messages; the prompt may then be part of them. The rest is optional: `category` (accuracy by
+chat messages; the prompt may then be part of them. Where the reward has a chat template it gets the
+messages as they are; else, as a function does, one message as its text, and several as paragraphs
+`role: content`. The rest is optional: `category` (accuracy by
 kind), `contrast_prompt` and `contrast_chosen` (a similar prompt and its own better answer),
 `forms` (the better answer written otherwise), `prompt_forms` (the prompt in other words), `samples`
 with their true rewards `gold` (best-of-n and over-optimisation) and `answers` (majority among
@@ -34,7 +36,7 @@ likewise), `form_scores`, `prompt_form_scores` (for each wording the chosen's, t
 ones'), `sample_scores`; texts are then only needed for their lengths. Name your columns with --columns chosen=winner,prompt=question.
 
 Refused and counted, with the first lines: records that are not objects or hold the wrong kind of
-value, empty answers, answers identical to the chosen one (the others of the record stay),
+value, answers to different prompts or that no assistant gave, empty answers, answers identical to the chosen one (the others of the record stay),
 repeated records, and both sides of a contradiction. A score that is null, NaN or infinite is
 missing: what it is compared with takes no part, and it is counted. A tie is not a win.
 

@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
+from jaxreward.tasks.preference_rows import RESPONDERS
+
 SHOWN = 5
 """Lines named for each reason."""
 
@@ -21,12 +23,22 @@ COLUMNS = (
 TEXTS, SCORES = ("prompt", "chosen", "rejected"), ("chosen_score", "rejected_score")
 
 
+class Dialogue(str):
+    """The text of a conversation, which remembers its messages.
+
+    Attributes:
+      messages: dicts with `role` and `content`.
+    """
+
+    messages: tuple[dict[str, str], ...] = ()
+
+
 class Item(NamedTuple):
     """A problem; `None` or empty for what the record does not have.
 
     Attributes:
       where: its line or row.
-      prompt: text.
+      prompt: text, a `Dialogue` where the file has messages.
       chosen: the preferred answer.
       rejected: the others.
       category: for averages by kind.
@@ -148,10 +160,9 @@ def one_response(record: Any, prompt: str, response: str) -> tuple[str, str]:
     if not isinstance(record, dict):
         _refuse("no_object")
     earlier, answer = _answer(record.get(response), False)
-    given = record.get(prompt)
     if not answer.strip():
         _refuse("empty_answer")
-    return earlier if given is None else _dialogue(given), answer
+    return _prompt(record.get(prompt), earlier), answer
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
@@ -173,25 +184,27 @@ def _refuse(reason: str) -> Any:
 
 
 def _item(number: int, record: dict[str, Any], scored: bool) -> Item:
-    earlier, chosen = _answer(record["chosen"], scored)
-    given = record["prompt"]
-    prompt = earlier if given is None else _dialogue(given)
-    several = _listed(record["rejected"], _is_answer)
-    rejected = tuple(_answer(one, scored)[1] for one in several)
+    own = record["chosen"]
+    if isinstance(own, list) and len(own) == 1 and isinstance(own[0], str):
+        own = own[0]  # as in RewardBench 2
+    earlier, chosen = _answer(own, scored)
+    prompt = _prompt(record["prompt"], earlier)
+    several = [_answer(one, scored) for one in _listed(record["rejected"], _is_answer)]
+    if any(before and before != (earlier or prompt) for before, _ in several):
+        _refuse("different_prompts")
+    rejected = tuple(answer for _, answer in several)
     scores = {name: _numbers(record[name]) for name in COLUMNS if name.endswith(("score", "scores"))}
     if not scored:
         if not chosen.strip() or not rejected or any(not r.strip() for r in rejected):
             _refuse("empty_answer")
         rejected = tuple(dict.fromkeys(r for r in rejected if r != chosen)) or _refuse("identical")
-    elif not scores["chosen_score"] or not scores["rejected_score"]:
-        _refuse("no_score")
-    elif len(scores["prompt_form_scores"]) % (1 + len(scores["rejected_score"])):
-        _refuse("prompt_form_scores_are_not_rows_of_all_answers")
+    else:
+        _check_scores(scores, len(rejected))
     samples = tuple(_answer(s, scored)[1] for s in _listed(record["samples"], _is_answer))
     gold = _numbers(record["gold"])
     if gold and len(gold) != len(scores["sample_scores"] if scored else samples):
         _refuse("samples_and_gold_differ_in_number")
-    answers = tuple(str(answer) for answer in record["answers"] or ())
+    answers = tuple(str(answer) for answer in _listed(record["answers"], lambda x: False))
     if answers and len(answers) != len(gold):
         _refuse("answers_and_gold_differ_in_number")
     return Item(
@@ -202,8 +215,20 @@ def _item(number: int, record: dict[str, Any], scored: bool) -> Item:
     )
 
 
+def _check_scores(scores: dict[str, tuple[float, ...]], rejected: int) -> None:
+    """Refuses scores that are absent or not as many as they should be."""
+    if len(scores["chosen_score"]) != 1 or not scores["rejected_score"]:
+        _refuse("no_score" if not scores["chosen_score"] else "several_scores_of_chosen")
+    if rejected not in (0, len(scores["rejected_score"])):
+        _refuse("rejected_and_scores_differ_in_number")
+    if len(scores["prompt_form_scores"]) % (1 + len(scores["rejected_score"])):
+        _refuse("prompt_form_scores_are_not_rows_of_all_answers")
+    if len(scores["contrast_score"]) not in (0, 4):
+        _refuse("contrast_score_is_not_four_numbers")
+
+
 def _category(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else _text(str(value))
 
 
 def _contrast(record: dict[str, Any], scored: bool) -> tuple[str, str] | None:
@@ -226,27 +251,53 @@ def _listed(value: Any, single) -> list[Any]:
     return value if isinstance(value, list) else _refuse("wrong_kind")
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        _refuse("wrong_kind")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        _refuse("not_unicode")
+    return value
+
+
 def _answer(value: Any, optional: bool) -> tuple[str, str]:
     """What was said before, and the answer: the last of a list of messages."""
     if isinstance(value, str):
-        return "", value
+        return "", _text(value)
     if value is None:
         return ("", "") if optional else _refuse("empty_answer")
     if not _is_answer(value):
         _refuse("wrong_kind")
-    text = value[-1].get("content")
-    return _dialogue(value[:-1]), text if isinstance(text, str) else _refuse("wrong_kind")
+    role = value[-1].get("role")
+    if isinstance(role, str) and role.lower() not in RESPONDERS:
+        _refuse("last_message_is_no_answer")
+    return _dialogue(value[:-1]), _text(value[-1].get("content"))
+
+
+def _prompt(given: Any, earlier: str) -> str:
+    """The conversation before the answer; a prompt given apart must be part of it."""
+    apart = "" if given is None else _dialogue(given)
+    if not earlier:
+        return apart
+    said = [one["content"].strip() for one in getattr(earlier, "messages", ())]
+    if apart.strip() and apart != earlier and apart.strip() not in said:
+        _refuse("different_prompts")
+    return earlier
 
 
 def _dialogue(value: Any) -> str:
     """A text as it is; one message as its content; more as `role: content` paragraphs."""
     if isinstance(value, str):
-        return value
+        return _text(value)
     if not isinstance(value, list) or not all(isinstance(m, dict) for m in value):
         _refuse("wrong_kind")
-    if len(value) == 1:
-        return str(value[0].get("content"))
-    return "\n\n".join(f"{m.get('role')}: {m.get('content')}" for m in value)
+    said = tuple({"role": _text(m.get("role")), "content": _text(m.get("content"))} for m in value)
+    texts = [one["content"] for one in said] if len(said) == 1 else [
+        f"{one['role']}: {one['content']}" for one in said]
+    found = Dialogue("\n\n".join(texts))
+    found.messages = said
+    return found
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -260,10 +311,17 @@ def _numbers(value: Any) -> tuple[float, ...]:
         elif one is None:
             found.append(math.nan)
         elif isinstance(one, (bool, int, float)):
-            found.append(float(one) if math.isfinite(one) else math.nan)
+            found.append(_finite(one))
         else:
             _refuse("wrong_kind")
     return tuple(found)
+
+
+def _finite(value: int | float) -> float:
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # an integer beyond any float
+        return math.nan
 
 
 def _without_repeats(items: list[Item], refused: dict, scored: bool) -> list[Item]:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -30,7 +31,7 @@ def from_callable(path: str) -> Scorer:
     infinity are missing.
 
     Raises:
-      ValueError: there is no such function.
+      ValueError: there is no such function; the function raises, when it is called.
     """
     module, colon, name = path.partition(":")
     if not colon or not module or not name:
@@ -39,12 +40,27 @@ def from_callable(path: str) -> Scorer:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--callable = {path!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"--callable = {path!r} cannot be imported: {_told(error)}") from error
     if not callable(function):
         raise ValueError(f"--callable = {path!r} is a {type(function).__name__}, not a function")
     _check_signature(path, function)
-    return lambda prompts, responses: _numbers(path, function(prompts, responses), len(prompts))
+
+    def score(prompts, responses):
+        try:
+            values = function(prompts, responses)
+        except Exception as error:
+            raise ValueError(f"--callable = {path!r} raised {_told(error)}") from error
+        return _numbers(path, values, len(prompts))
+
+    return score
+
+
+def _told(error: Exception) -> str:
+    """An error of somebody's code: what and where."""
+    trace = traceback.extract_tb(error.__traceback__)
+    where = f" ({trace[-1].filename}:{trace[-1].lineno})" if trace else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _check_signature(path: str, function: Callable) -> None:
@@ -58,21 +74,34 @@ def _check_signature(path: str, function: Callable) -> None:
 
 def _numbers(path: str, values: Any, count: int) -> np.ndarray:
     try:
-        listed = [np.nan if v is None else float(v) for v in values]
-    except (TypeError, ValueError) as error:
+        if isinstance(values, (str, bytes, dict, set)):
+            raise TypeError(type(values).__name__)
+        listed = [_number(value) for value in values]
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"--callable = {path!r} returned what is no list of numbers") from error
     if len(listed) != count:
         raise ValueError(f"--callable = {path!r} returned {len(listed)} scores for {count} texts")
     return np.array(listed)
 
 
+def _number(value: Any) -> float:
+    """NaN for None; numbers of Python, numpy, torch and jax, also in an axis of length 1."""
+    if isinstance(value, str):
+        raise TypeError("str")
+    if value is not None and getattr(value, "shape", ()) == (1,):
+        value = value[0]
+    return np.nan if value is None else float(value)
+
+
 def from_hugging_face(name: str) -> Scorer:
     """A sequence-classification reward model of the transformers package: its single logit.
 
-    Prompt and response become a chat if the tokenizer has a template, else a pair of segments.
+    Prompt and response become a chat if the tokenizer has a template, messages as they were, else
+    a pair of segments. Nothing is cut off: what is longer than the model takes has no score.
 
     Raises:
-      ValueError: transformers or torch are not installed, or the model has no single logit.
+      ValueError: transformers or torch are not installed, or the model has no single logit, or
+        no weights for it.
     """
     try:
         import torch
@@ -83,22 +112,54 @@ def from_hugging_face(name: str) -> Scorer:
             "the file elsewhere and pass --scores"
         ) from error
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(name).eval()
+    model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
+        name, output_loading_info=True)
+    if absent := sorted(loading["missing_keys"]):  # they would be random
+        raise ValueError(
+            f"--hf = {name!r} has no weights {', '.join(absent[:3])}; allowed is a model that was "
+            "saved for sequence classification"
+        )
     if model.config.num_labels != 1:
         raise ValueError(f"--hf = {name!r} has {model.config.num_labels} outputs; allowed is 1")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.eval()
+    longest = min(
+        tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 1e30)
+    padded = _set_padding(tokenizer, model.config)
 
     def score(prompts, responses):
-        batch = tokenizer(
-            *_segments(tokenizer, prompts, responses), padding=True, truncation=True,
-            return_tensors="pt", add_special_tokens=tokenizer.chat_template is None,
-        )
-        with torch.no_grad():
-            return model(**batch).logits[:, 0].float().numpy().astype(np.float64)
+        encoded = tokenizer(
+            *_segments(tokenizer, prompts, responses), verbose=False,
+            add_special_tokens=tokenizer.chat_template is None,
+        )  # fmt: skip
+        short = [i for i, ids in enumerate(encoded["input_ids"]) if len(ids) <= longest]
+        found, size = np.full(len(prompts), np.nan), len(short) if padded else 1
+        for first in range(0, len(short), size or 1):
+            part = short[first : first + size]
+            rows = {key: [values[i] for i in part] for key, values in encoded.items()}
+            if padded:
+                rows = tokenizer.pad(rows)
+            batch = {key: torch.tensor(values) for key, values in rows.items()}
+            with torch.no_grad():
+                found[part] = model(**batch).logits[:, 0].float().numpy()
+        return found
 
     return score
+
+
+def _set_padding(tokenizer: Any, config: Any) -> bool:
+    """Sets the token that fills up a batch; False where there is none, so that texts go alone.
+
+    It is the model's own, since the score is read at the last token that is another: the token
+    that ends a text would move it.
+    """
+    own = getattr(config, "pad_token_id", None)
+    if own is not None and 0 <= own < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(own)
+    elif tokenizer.pad_token is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    else:
+        config.pad_token_id = None
+    return config.pad_token_id is not None
 
 
 def _segments(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) -> tuple:
@@ -111,8 +172,8 @@ def _segments(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) 
 def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> Scorer:
     """A reward model that `jaxreward.rewards.learned_files` saved; an ensemble's mean score.
 
-    Of a model of texts the response follows the prompt, as its chat template says if it has one,
-    else directly, with the end-of-text token after it. A head of steps looks for the ends of
+    Of a model of texts the response follows the prompt, as its chat template says if it has one
+    (messages as they were), else directly, with the end-of-text token after it. A head of steps looks for the ends of
     steps between the two, in the response only. Of a model of feature vectors responses are JSON
     lists of numbers, and prompts do not matter.
 
@@ -227,8 +288,10 @@ def _alike(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _chats(prompts: Sequence[str], responses: Sequence[str]) -> list[list[dict[str, str]]]:
+    """A prompt of several messages is these, any other is what the user says."""
+    alone = lambda prompt: ({"role": "user", "content": str(prompt)},)
     return [
-        [{"role": "user", "content": p}, {"role": "assistant", "content": r}]
+        [*(getattr(p, "messages", ()) or alone(p)), {"role": "assistant", "content": r}]
         for p, r in zip(prompts, responses)
     ]
 

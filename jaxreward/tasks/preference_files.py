@@ -4,6 +4,9 @@ Formats, as JSON lines or Parquet:
 
 - pairs: `chosen` and `rejected`, texts or lists of messages (`role`, `content`; the last one is the
   response), with an optional `prompt`, a text or messages (UltraFeedback, RewardBench, TRL);
+- the same side by side: `response1`, `response2` and a signed `overall_preference`, below 0 where
+  the first is better, whose size is the margin (HelpSteer3; HelpSteer2 has `response_1`,
+  `response_2` and `preference_strength`);
 - labels: `prompt`, `response` (or `completion`), `label` true or false (KTO).
 
 Optional columns: `weight`, `margin` (or a score of each response) and `annotator` (or `user`).
@@ -13,8 +16,8 @@ Every row is checked. What is done with each defect:
 - refused, and counted with the line of the first: not JSON, not an object, a needed column missing,
   not text (also text that is not Unicode, and messages of another shape), an empty response, a
   conversation that ends with another role than the assistant's, responses to different prompts, two
-  identical responses, a weight, margin or score that is no finite number, a negative weight, a
-  negative margin, a label that is not boolean, no annotator or an unknown one where the known ones
+  identical responses, a weight, margin, score or preference that is no finite number, a negative
+  weight, a negative margin, a label that is not boolean, no annotator or an unknown one where the known ones
   are given, a duplicate: the same judgement of the same annotator once more;
 - a margin of 0 is kept as a tie, and counted;
 - a contradiction, the same pair in opposite orders by the same annotator: the first row is kept as
@@ -35,7 +38,7 @@ import numpy as np
 
 from jaxreward.checks import check_choice
 from jaxreward.tasks.preference_rows import (
-    Label, Pair, Refused, parse_annotator, parse_label, parse_pair,
+    Label, Pair, Refused, chosen_of_sides, parse_annotator, parse_label, parse_pair,
 )  # fmt: skip
 from jaxreward.types import Feedback, Preferences
 
@@ -50,8 +53,14 @@ ALIASES = {
     "chosen_score": ("chosen_score", "score_chosen"),
     "rejected_score": ("rejected_score", "score_rejected"),
     "annotator": ("annotator", "annotator_id", "user", "user_id"),
+    "first": ("response1", "response_1"),
+    "second": ("response2", "response_2"),
+    "preference": ("overall_preference", "preference_strength"),
 }
 """Names that a column may have in a file; the first that a row has counts."""
+
+SIDES = ("first", "second", "preference")
+"""Columns in place of `chosen` and `rejected`."""
 
 SUFFIXES = (".jsonl", ".parquet")
 
@@ -223,14 +232,15 @@ def _read(path: Path, columns, annotators, needed, parse) -> tuple[list, dict[st
                 raise Refused("not_an_object")
             seen.update(record)
             fields = {own: _first(record, theirs) for own, theirs in names.items()}
-            optional = ("prompt",) if "chosen" in needed else ()
-            if any(fields[name] is None for name in needed if name not in optional):
+            fields = chosen_of_sides(fields) if "chosen" in needed else fields
+            if any(fields[name] is None for name in needed):
                 raise Refused("missing_column")
             rows.append(parse(where, fields, parse_annotator(fields["annotator"], annotators)))
         except Refused as cause:
             _count(refused, str(cause), where)
+    sided = "chosen" in needed and all(seen.intersection(names[name]) for name in SIDES)
     for name in needed:
-        if seen and not seen.intersection(names[name]):
+        if seen and not sided and not seen.intersection(names[name]):
             raise ValueError(
                 f"{path} has no column {' or '.join(map(repr, names[name]))}; it has "
                 f"{sorted(map(str, seen))}"

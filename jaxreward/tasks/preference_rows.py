@@ -49,6 +49,20 @@ class Refused(ValueError):
     """A row that cannot be used; the message is the cause."""
 
 
+def chosen_of_sides(fields: dict[str, Any]) -> dict[str, Any]:
+    """The chosen and the rejected of two responses with a signed preference between them.
+
+    That is negative where the first is better, 0 for a tie, and its size is the margin (HelpSteer
+    2 and 3). Fields without one are returned as they are; raises `Refused`.
+    """
+    if fields["chosen"] is not None or fields["preference"] is None:
+        return fields
+    strength = _number(fields["preference"], "preference")
+    sides = (fields["first"], fields["second"])
+    chosen, rejected = sides if strength <= 0.0 else sides[::-1]
+    return {**fields, "chosen": chosen, "rejected": rejected, "margin": abs(strength)}
+
+
 def parse_pair(where: int, fields: dict[str, Any], annotator: str) -> Pair:
     """A pair of the values of its columns, None where absent; raises `Refused`."""
     before, first = _response(fields["chosen"])
@@ -104,7 +118,8 @@ def _prompt(given: Any, before: list[tuple[str, str]]) -> str:
     """The conversation before the response; a prompt given apart must be part of it."""
     apart = None if given is None else given if isinstance(given, str) else _messages(given)
     if isinstance(apart, str):
-        if before and _text(apart).strip() not in [content.strip() for _, content in before]:
+        said = ["", *(content.strip() for _, content in before)]  # a blank one says nothing
+        if before and _text(apart).strip() not in said:
             raise Refused("different_prompts")
         return _dialogue(before) if before else _text(apart)
     if before and apart and before != apart:

@@ -16,6 +16,7 @@ from experiments import evaluate_reward, reward_items, reward_judgement, reward_
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 CALLS = []
+PRETRAINED = pathlib.Path(__file__).parents[1] / "tasks" / "pretrained"
 
 
 def length_reward(prompts, responses):
@@ -27,6 +28,16 @@ def length_reward(prompts, responses):
 def too_few(prompts, responses):
     del prompts, responses
     return [1.0]
+
+
+def raises(prompts, responses):
+    del prompts
+    return {}[responses[0]]
+
+
+def of_texts(prompts, responses):
+    del prompts
+    return ["1.5" for _ in responses]
 
 
 def record(number, **changes):
@@ -172,6 +183,107 @@ def test_a_reward_that_is_constant(tmp_path, capsys):
     assert "every pair is tied" in capsys.readouterr().out
 
 
+USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
+
+
+def said(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        (dict(rejected=[[{**USER, "content": "bye"}, said("no")]]), "different_prompts"),
+        (dict(chosen=[USER, said("a")], rejected=[[SYSTEM, USER, said("b")]]), "different_prompts"),
+        (dict(prompt="other", chosen=[USER, said("a")]), "different_prompts"),
+        (dict(chosen=[said("a"), USER]), "last_message_is_no_answer"),
+        (dict(prompt=[{"role": "user", "content": None}]), "wrong_kind"),
+        (dict(prompt=[{"content": "hi"}]), "wrong_kind"),
+        (dict(chosen=["a", "b"]), "wrong_kind"),
+        (dict(prompt="\ud800"), "not_unicode"),
+        (dict(rejected=["\udc00"]), "not_unicode"),
+        (dict(category="\udc00"), "not_unicode"),
+        (dict(answers=5), "wrong_kind"),
+        (dict(gold=["1", "0", "1", "0"]), "wrong_kind"),
+    ],
+)
+def test_further_records_that_are_refused(tmp_path, changes, reason):
+    path = write(tmp_path / "a.jsonl", [record(1, prompt="hi"), record(2, **{"prompt": "hi", **changes})])
+    assert reward_items.read_items(path, {}, scored=False).refused == {reason: [2]}
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        (dict(chosen_score=[1.0, 2.0]), "several_scores_of_chosen"),
+        (dict(rejected=["a", "b"]), "rejected_and_scores_differ_in_number"),
+        (dict(contrast_score=[1.0, 2.0]), "contrast_score_is_not_four_numbers"),
+        (dict(chosen_score=None), "no_score"),
+        (dict(chosen_score="2"), "wrong_kind"),
+    ],
+)
+def test_scores_that_are_refused(tmp_path, changes, reason):
+    own = {"chosen_score": 2, "rejected_score": 10**400, "chosen": "x", "rejected": "y"}
+    path = write(tmp_path / "a.jsonl", [own, {**own, "chosen": "z", **changes}])
+    read = reward_items.read_items(path, {}, scored=True)
+    assert read.refused == {reason: [2]} and math.isnan(read.items[0].scores["rejected_score"][0])
+
+
+@pytest.mark.parametrize(
+    "changes, messages",
+    [
+        (dict(prompt=[SYSTEM, USER]), [SYSTEM, USER]),
+        (dict(chosen=[SYSTEM, USER, said("a")], rejected=["b"]), [SYSTEM, USER]),
+        (dict(prompt="hi", chosen=[SYSTEM, USER, said("a")]), [SYSTEM, USER]),
+        (dict(prompt=[USER], chosen=[said("a")], rejected=[[USER, said("b")]]), [USER]),
+        (dict(prompt=" ", chosen=[USER, said("a")]), [USER]),
+        (dict(prompt="hi", chosen=["a"]), []),
+    ],
+)
+def test_conversations_are_remembered(tmp_path, changes, messages):
+    path = write(tmp_path / "a.jsonl", [{"rejected": "b", "chosen": "a", **changes}])
+    (item,) = reward_items.read_items(path, {}, scored=False).items
+    assert list(getattr(item.prompt, "messages", [])) == messages
+    assert item.prompt == ("system: be kind\n\nuser: hi" if len(messages) == 2 else "hi")
+    assert (item.chosen, item.rejected) == ("a", ("b",))
+
+
+def test_numbers_of_any_kind_are_taken():
+    numbers = [np.float32(1), 2, True, None, np.array([4.0]), jnp.float32(5), float("inf")]
+    found = reward_sources._numbers("a:b", numbers, 7)
+    np.testing.assert_array_equal(found, [1, 2, 1, np.nan, 4, 5, np.inf])
+
+
+def test_a_template_gets_the_messages(tmp_path):
+    """Of a conversation, not one message with all of its text."""
+    from jaxreward.networks import hf_config
+    from jaxreward.networks.transformer_config import TransformerConfig
+    from jaxreward.rewards import learned, learned_files
+    from jaxreward.tasks import pretrained_tokenizer
+    from jaxreward.tasks import tokenizer as tokenizers
+
+    pytest.importorskip("safetensors")
+    pytest.importorskip("tokenizers")
+    where = PRETRAINED / "smollm"
+    pretrained = pretrained_tokenizer.open_pretrained(where)
+    config = TransformerConfig(
+        pretrained.tokenizer.vocab_size, width=8, layers=1, heads=2, kv_heads=1, intermediate=8)
+    trunk = hf_config.to_hf(config, "float32")
+    spec = {"network": "text", "trunk": trunk, "head": {"kind": "scalar"}}
+    model = learned_files.build(spec)
+    params = model.init(jax.random.key(0))
+    learned_files.save(tmp_path / "model", params, spec)
+    rows = [{"chosen": [SYSTEM, USER, said("x"), USER, said("y")], "rejected": "z"}]
+    (item,) = reward_items.read_items(write(tmp_path / "a.jsonl", rows), {}, scored=False).items
+    text = "".join(
+        f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in rows[0]["chosen"])
+    assert pretrained_tokenizer.render_chats(pretrained, [rows[0]["chosen"]]) == [text]
+    tokens = tokenizers.encode(pretrained.tokenizer, [text])
+    own = learned.Texts(jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths))
+    found = reward_sources.from_checkpoint(tmp_path / "model", str(where))([item.prompt], ["y"])
+    np.testing.assert_allclose(found, model.score(params, own), rtol=1e-5)
+
+
 def test_checkpoints_of_vectors_and_of_texts(tmp_path):
     from jaxreward.rewards import learned_files
 
@@ -230,7 +342,7 @@ def test_process_reward_models(tmp_path, capsys):
 
     pytest.importorskip("safetensors")
     pytest.importorskip("tokenizers")
-    where = pathlib.Path(__file__).parents[1] / "tasks" / "pretrained" / "llama-bpe"
+    where = PRETRAINED / "llama-bpe"
     pretrained = pretrained_tokenizer.open_pretrained(where)
     newline = int(tokenizers.encode(pretrained.tokenizer, ["\n"]).tokens[0, 0])
     size = pretrained.tokenizer.vocab_size
@@ -314,6 +426,9 @@ def test_distances_in_an_mdp(tmp_path, capsys):
         (["--items=a.jsonl", "--callable=os:sep"], "is a str"),
         (["--items=a.jsonl", "--callable=os:getcwd"], "must take prompts and responses"),
         (["--items=a.jsonl", "--callable=test_evaluate_reward:too_few"], "returned 1 scores"),
+        (["--items=a.jsonl", "--callable=test_evaluate_reward:raises"], "raised KeyError: 'yes'"),
+        (["--items=a.jsonl", "--callable=test_evaluate_reward:of_texts"], "no list of numbers"),
+        (["--items=a.jsonl", "--callable=broken:score"], "imported: ZeroDivisionError: division"),
         (["--items=a.jsonl", "--scores", "--bins=0"], "--bins = 0"),
         (["--items=a.jsonl", "--checkpoint=nowhere"], "nowhere is not a folder"),
         (["--mdp=a.jsonl"], "allowed is an existing .npz"),
@@ -324,6 +439,7 @@ def test_bad_command_lines_write_nothing(tmp_path, monkeypatch, capsys, argument
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", [record(i) for i in range(3)])
     (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "broken.py").write_text("1 / 0")
     assert run(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -337,32 +453,62 @@ def test_hugging_face_models_need_their_packages(tmp_path, capsys, monkeypatch):
     assert "needs the packages transformers and torch" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # torch and transformers are imported
-@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}{% endfor %}"])
-def test_a_hugging_face_model_is_judged(tmp_path, template):
-    torch = pytest.importorskip("torch")
+def hugging_face_model(folder, *, template=None, pad="[PAD]", in_config=None, head=True):
+    """A random Llama of five words in `folder`."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 4}, "[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=pad, eos_token="c", model_max_length=6)
     tokenizer.chat_template = template
-    tokenizer.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(folder)
     config = transformers.LlamaConfig(
         vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_labels=1,
-        num_attention_heads=2, pad_token_id=0,
+        num_attention_heads=2, pad_token_id=in_config,
     )
-    model = transformers.LlamaForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path / "model")
+    kind = transformers.LlamaForSequenceClassification if head else transformers.LlamaForCausalLM
+    model = kind(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+TEMPLATE = "{% for m in messages %}{% if m.role == 'system' %}a {% endif %}{{ m.content }} {% endfor %}"
+
+
+@pytest.mark.slow  # torch and transformers are imported
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize("pad, in_config", [("[PAD]", 0), ("[PAD]", None), (None, None), (None, 0)])
+def test_a_hugging_face_model_is_judged(tmp_path, template, pad, in_config):
+    """Alone, in a batch, and with a text that ends with the token that ends texts."""
+    torch = pytest.importorskip("torch")
+    model = hugging_face_model(tmp_path / "model", template=template, pad=pad, in_config=in_config)
     rows = [{"prompt": "a ", "chosen": "b", "rejected": ["c", "b c a"]}]
     path = write(tmp_path / "a.jsonl", rows)
     assert run(tmp_path, "--items", path, "--hf", tmp_path / "model") == 0
     assert summary(tmp_path)["scores"]["count"] == 3
     scorer = reward_sources.from_hugging_face(str(tmp_path / "model"))
+    ids = ([2, 3], [2, 3, 4, 2], [2, 3, 4])
     with torch.no_grad():
-        expected = [model(torch.tensor([row])).logits[0, 0].item() for row in ([2, 3], [2, 3, 4, 2])]
-    np.testing.assert_allclose(scorer(["a ", "a "], ["b", "b c a"]), expected, rtol=1e-4, atol=1e-6)
+        expected = [model(torch.tensor([row])).logits[0, 0].item() for row in ids]
+    found = scorer(["a "] * 4, ["b", "b c a", "b c", "a b c a b c"])  # the last is too long
+    np.testing.assert_allclose(found, [*expected, np.nan], rtol=1e-4, atol=1e-6)
+    if template:
+        prompt = reward_items.Dialogue("system: b\n\nuser: c")
+        prompt.messages = ({"role": "system", "content": "b"}, {"role": "user", "content": "c"})
+        with torch.no_grad():
+            expected = model(torch.tensor([[2, 3, 4, 3]])).logits[0]
+        np.testing.assert_allclose(scorer([prompt], ["b"]), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow  # likewise
+def test_a_language_model_is_no_reward(tmp_path, capsys):
+    hugging_face_model(tmp_path / "model", head=False)
+    path = write(tmp_path / "a.jsonl", [record(1)])
+    capsys.readouterr()
+    assert run(tmp_path, "--items", path, "--hf", tmp_path / "model") == 2
+    assert "has no weights score.weight" in capsys.readouterr().err
 
 
 def test_intervals():

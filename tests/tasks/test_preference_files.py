@@ -48,6 +48,7 @@ def save_parquet(path, rows):
             "user: say\n\nassistant: what\n\nuser: this",
         ),
         ({"context": "say", "chosen": "good", "rejected": "bad"}, "say"),
+        (pair(chat("say", "good"), chat("say", "bad"), ""), "say"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -56,6 +57,29 @@ def test_formats_of_pairs(tmp_path, row, prompt, suffix):
     loaded = files.read_pairs((write if suffix == ".jsonl" else save_parquet)(path, [row]))
     assert loaded.rows == (preference_rows.Pair(1, prompt, "good", "bad", 1.0, 1.0, None, ""),)
     assert loaded.refused == loaded.noted == {}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_responses_side_by_side(tmp_path, suffix):
+    """HelpSteer3, and HelpSteer2 by its other names."""
+    side = lambda number, strength: {
+        "domain": "general", "context": chat(f"say {number}", "what", "this"), "response1": "good",
+        "response2": "bad", "overall_preference": strength, "individual_preference": [],
+    }  # fmt: skip
+    rows = [side(1, -2), side(2, 1), side(3, 0), side(4, None), {**side(5, 3), "response1": "bad"}]
+    save = write if suffix == ".jsonl" else save_parquet
+    loaded = files.read_pairs(save(tmp_path / f"a{suffix}", rows))
+    assert [(r.first, r.second, r.target, r.margin) for r in loaded.rows] == [
+        ("good", "bad", 1.0, 2.0), ("bad", "good", 1.0, 1.0), ("good", "bad", 0.5, 0.0)]
+    assert loaded.rows[0].prompt == "user: say 1\n\nassistant: what\n\nuser: this"
+    tally = files.Tally
+    assert loaded.refused == {"missing_column": tally(1, 4), "identical_pair": tally(1, 5)}
+    assert loaded.noted == {"zero_margin_is_tie": tally(1, 3)}
+    other = {"prompt": "say", "response_1": "bad", "response_2": "good"}
+    rows = [{**other, "preference_strength": 3}, {**other, "preference_strength": "3"}]
+    loaded = files.read_pairs(save(tmp_path / f"b{suffix}", rows if suffix == ".jsonl" else rows[:1]))
+    assert (loaded.rows[0].first, loaded.rows[0].margin) == ("good", 3.0)
+    assert suffix == ".parquet" or loaded.refused == {"preference_not_finite": tally(1, 2)}
 
 
 @pytest.mark.parametrize("name", ["response", "completion"])
