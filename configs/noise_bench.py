@@ -16,8 +16,8 @@ times) than the right ones (0.8 to 1.5), and after 150 updates a flip leads to t
 often as away from it (0.02 and 0.02 of the visits), so what holds flips back holds back both. Every
 majority arm chose the largest KL coefficient of the grid.
 
-Hardware and time: two CPU cores; with 17 remedies and six seeds 800 s, `quick` 69 s; with those added
-since, not measured to the end (`quick` 177 s).
+Hardware and time: two CPU cores with other work on them, 26 minutes (36 of processor time, 2.6 GB);
+`quick` one minute.
 Command: python -m experiments.noise_bench [--quick] [--transform=PATH:FACTORY,...] [--workdir=DIR]
 """
 

@@ -111,14 +111,16 @@ _CONTROLS = ("clean", "random")
 
 
 def _best(cells, others, noises) -> report.Table:
+    """For each noise the remedy whose gain is surest: the highest low end of an interval."""
     rows = [["noise", "remedy", "gain"]]
+    named = [arm for arm in others if arm not in _CONTROLS]
     for noise in noises:
-        named = [arm for arm in others if arm not in _CONTROLS]
-        arm = max(named, key=lambda own: cells[own, noise]["difference"])
+        low = lambda arm: (cells[arm, noise]["ci95"] or (cells[arm, noise]["difference"],))[0]
+        arm = max(named, key=low)
         found = cells[arm, noise]
         text = report.figure(found["difference"], found["ci95"])
         good = _starred(found) and found["difference"] > 0
-        rows.append([noise, arm if good else "nothing helps", text])
+        rows.append([noise, arm if good else "nothing is sure to help", text])
     return rows
 
 
