@@ -187,6 +187,11 @@ def make_runs(
         one = partial(run_block, small, arms, problem)
         return populations.map_runs(one, blocks, 1, mesh)
 
+    # What cannot work fails here, also where all was found before.
+    each = jax.ShapeDtypeStruct((devices, len(arms), len(config.noises)), jnp.float32)
+    number = jax.ShapeDtypeStruct((devices,), jnp.int32)
+    jax.eval_shape(side_by_side, problem, each, each, number)
+
     def run(title: str, settings: Settings, seeds: range) -> np.ndarray:
         first, path = np.array(seeds[::count]), root / f"{title}.npy"
         shape = (*settings.learning_rate.shape, len(first), count)
