@@ -1,9 +1,12 @@
-"""Strictness lives here, not in the code under test."""
+"""Strictness lives here, not in the code under test; how programs are compiled, in processes.py."""
 
 import os
 
+import processes
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+processes.compile_quickly()
 
 from jaxtyping import install_import_hook
 
@@ -28,9 +31,9 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture(scope="module")
-def compile_fast():
-    """For modules whose checks do not hang on optimizations: most of their time is compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def optimized():
+    """For checks of what the compiler makes of a program."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

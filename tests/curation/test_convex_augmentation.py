@@ -3,14 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy.spatial import ConvexHull
 
 from jaxreward.curation.convex_augmentation import (
     hull_vertices, principal_plane, spanning_subset,
 )
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 VERTICES = jax.jit(hull_vertices)

@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.curation.item_pairs import draw_pairs
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 PASSES = jnp.array([True, False, False, True, False, True])
 PROMPTS = jnp.array([0, 0, 1, 1, 2, 3])
 DRAW = jax.jit(draw_pairs, static_argnames="count")

@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.curation import neighbour_cleaning as cleaning
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 ANCHORS = jnp.array([[1.0, 0.0], [0.0, 1.0]])
 NEGATIVES = jnp.array([[0.9, 0.1], [0.8, 0.3], [-1.0, 0.2], [0.1, 0.95], [0.7, 0.7]])
 FEATURES = jnp.concatenate([ANCHORS, NEGATIVES])

@@ -8,8 +8,6 @@ import pytest
 from jaxreward.curation import peer_selection as peers
 from jaxreward.losses import preference
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 FIRST = jnp.array([2, -1.5, 0.3, 0.1, -0.2, 1])
 SECOND = jnp.array([1.2, -0.8, -0.4, 0.9, 0.5, 1.6])
 ONE = jnp.ones(6)

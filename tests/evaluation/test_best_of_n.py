@@ -11,8 +11,6 @@ import pytest
 
 from jaxreward.evaluation import best_of_n as bon
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 PROXY, GOLD = jnp.array([0.2, 0.9, 0.5, 0.7, 0.1]), jnp.array([0.0, 1.0, 0.0, 1.0, 1.0])
 
 
@@ -54,7 +52,6 @@ def test_weights_of_twelve_thousand_samples(key):
     for rank in (12_600, 12_599, 12_590):
         exact = Fraction(math.comb(rank - 1, 6143), math.comb(12_600, 6144))
         assert ordered[rank - 1] == pytest.approx(float(exact), rel=1e-5)
-
 
 
 def test_by_hand():

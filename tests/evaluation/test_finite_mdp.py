@@ -12,8 +12,6 @@ from jaxreward.evaluation import finite_mdp
 from jaxreward.evaluation.finite_mdp import FiniteMDP
 from jaxreward.tasks import random_mdps
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 WORST = jax.jit(finite_mdp.worst_case_regret)
 OPTIMAL = jax.jit(finite_mdp.optimal_policy_regret)
 EXTREME = jax.jit(finite_mdp.extreme_policies)

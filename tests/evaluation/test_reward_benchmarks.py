@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.evaluation import reward_benchmarks as benchmarks
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 NINE = jnp.array([0.1, 0.2, 0.9, 0.3, 0.7, 0.5, 0.6, 0.4, 0.05])
 
 

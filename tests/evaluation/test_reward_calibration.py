@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.evaluation import reward_calibration as calibration
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_reliability_by_hand():
     probability = jnp.array([0.1, 0.15, 0.9, 1.0, 0.9])

@@ -13,8 +13,6 @@ from jaxreward.evaluation.finite_mdp import FiniteMDP
 from jaxreward.evaluation.reward_distances import reward_distance, reward_metric
 from jaxreward.tasks import random_mdps
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 STARC = ("VAL-2-2", "Minimal-2-2", "MinimalWeighted-weighted_2-weighted_2")
 ALL = (*STARC, "EPIC-2-2", "DARD-2-2")
 

@@ -11,8 +11,6 @@ from jaxreward.evaluation import reward_sensitivity as sensitivity
 PEARSON, SPEARMAN = jax.jit(sensitivity.correlation), jax.jit(sensitivity.rank_correlation)
 LENGTH, FORMAT = jax.jit(sensitivity.length_effect), jax.jit(sensitivity.format_effect)
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def drawn(key):
     keys = jax.random.split(key, 3)

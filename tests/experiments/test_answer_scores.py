@@ -18,8 +18,6 @@ VARIANTS = [(CONFIGS[0], ""), (CONFIGS[0], ":smoke")] + [
     (CONFIGS[1], v) for v in ("", ":long", ":smoke")
 ]
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def load(path, variant=":smoke", **changes):
     return config_lib.override(config_lib.load_config(str(ROOT / path) + variant), changes)

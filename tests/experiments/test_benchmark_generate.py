@@ -14,8 +14,6 @@ from experiments.benchmarks.generator_programs import Case
 from jaxreward.networks import diffusion
 from jaxreward.networks.diffusion import EMPTY, Condition, DiffusionConfig
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 TINY = dict(height=8, features=8, layers=1, heads=2)
 DIGIT = DiffusionConfig(width=8, classes=10, **TINY)
 CANVAS = DiffusionConfig(width=16, vocabulary=18, prompt_length=3, **TINY)

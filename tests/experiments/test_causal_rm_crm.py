@@ -15,8 +15,6 @@ from jaxreward import channel
 from jaxreward.losses import pointwise, preference
 from jaxreward.training.config import finish
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.mark.slow  # a minute of compiling together
 @pytest.mark.parametrize("name, make", [("causal_rm", causal_rm.make), ("crm", crm.make)])

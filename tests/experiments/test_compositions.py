@@ -17,7 +17,6 @@ from jaxreward.transforms import sources
 from jaxreward.types import Trajectories, make_signal
 
 PROMPTS, GROUP, STEPS = 6, 8, 4
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def visit(key):

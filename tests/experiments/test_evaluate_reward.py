@@ -13,8 +13,6 @@ import pytest
 
 from experiments import evaluate_reward, reward_items, reward_judgement, reward_sources
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CALLS = []
 PRETRAINED = pathlib.Path(__file__).parents[1] / "tasks" / "pretrained"
 

@@ -10,8 +10,6 @@ from configs import find as find_config
 from experiments.generator_studies import find
 from jaxreward.policies import noise_prior
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SIZE = 3
 POLICY = noise_prior.noise_prior_policy(1, (SIZE,))
 TASK = find.Task(

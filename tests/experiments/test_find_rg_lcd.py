@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from experiments.generator_studies import digits, find, rg_lcd
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_the_black_box_has_no_gradient():

@@ -6,8 +6,6 @@ import smokes
 
 from experiments import generator_figures as figures
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 STUDIES = ("carinox", "find", "golden_noise", "reno", "rg_lcd", "rlcm", "ttsnap")
 WITHOUT_CURVES = {
     "find": {"base"}, "rg_lcd": {"teacher_2", "teacher_50"},

@@ -12,8 +12,6 @@ from jaxreward.training.exits import ConfigError
 from jaxreward.transforms import base, calibration
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def own_transform():
     """A user's: halves the reward."""

@@ -8,8 +8,6 @@ import pytest
 from configs import pattern_calibration as calibration_config
 from experiments import pattern_calibration as study
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module")
 def settings():

@@ -1,19 +1,16 @@
 """The planner: shapes, chips, the estimates, and a small topology compiled without a TPU."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
+import processes
 import pytest
 
 from experiments import hardware, model_shapes, plan_search
 from jaxreward.policies.language import language_policy
 from jaxreward.training.exits import ConfigError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PARAMETERS = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
@@ -73,13 +70,7 @@ def test_more_micro_batches_need_less_memory():
 
 
 def _plan(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.plan", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    return processes.python("-m", "experiments.plan", *flags, optimized=True)
 
 
 def test_a_small_topology_is_planned(tmp_path):

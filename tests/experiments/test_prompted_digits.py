@@ -15,8 +15,6 @@ from jaxreward.tasks import digit_canvases as canvases
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_smoke_run_writes_all_and_keeps_what_it_pretrained(tmp_path):
     config = configs.get_config("smoke")

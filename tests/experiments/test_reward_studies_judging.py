@@ -12,8 +12,6 @@ from experiments.reward_studies import contrast_instructions, reward_math, toy_m
 from jaxreward import masked
 from jaxreward.evaluation import reward_benchmarks
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_wrong_solutions_are_wrong_and_right_ones_right(key):
     keys = jax.random.split(key, 3)

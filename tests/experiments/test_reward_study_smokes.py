@@ -3,8 +3,6 @@
 import pytest
 import smokes
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SLOW = ("dmoerm", "starc")  # to compile
 STUDIES = (
     "contrast_instructions", "dmoerm", "music_rl", "p_genrm", "reward_math", "rm_nlhf",

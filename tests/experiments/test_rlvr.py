@@ -1,13 +1,10 @@
 """The main runner, end to end on seconds-sized configs, and its parts."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 
 from configs import common, random_calculation
@@ -16,19 +13,13 @@ from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = processes.ROOT
 CONFIGS = ("configs/noise_corrected_grpo.py", "configs/noisy_verifier.py")
 
 
 def run(*flags):
-    """The command line, compiled without optimizations."""
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.rlvr", *flags],
-        cwd=ROOT, env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    """The command line."""
+    return processes.python("-m", "experiments.rlvr", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,15 @@
 """One arm on a mesh of four forced host devices, stopped and continued."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+import processes
 
 
 def run(workdir, *flags):
-    return subprocess.run(
-        [
-            sys.executable, "-m", "experiments.rlvr_mesh",
-            "--config=configs/noise_corrected_grpo.py:smoke", f"--workdir={workdir}",
-            "--config.warm_start.steps=2", *flags,
-        ],  # fmt: skip
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    return processes.python(
+        "-m", "experiments.rlvr_mesh", "--config=configs/noise_corrected_grpo.py:smoke",
+        f"--workdir={workdir}", "--config.warm_start.steps=2", *flags, devices=4,
+    )  # fmt: skip
 
 
 def test_an_arm_trains_on_a_mesh(tmp_path):

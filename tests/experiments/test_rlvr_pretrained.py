@@ -2,14 +2,11 @@
 
 import importlib.util
 import json
-import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import processes
 import pytest
 
 pytest.importorskip("tokenizers")
@@ -24,12 +21,9 @@ from jaxreward.tasks import pretrained_tokenizer
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = processes.ROOT
 TOKENIZER = ROOT / "tests/tasks/pretrained/smollm"
 CONFIG = "configs/gsm_symbolic.py:smoke"
-TWO_DEVICES = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"
-}  # fmt: skip
 DIGITS = "--config.task.dataset=random_calculation/digits"  # needs no reasoning-gym
 
 
@@ -45,18 +39,16 @@ def model(tmp_path_factory):
     return folder
 
 
-def run(runner, workdir, model, *flags, **environment):
-    command = [sys.executable, "-m", f"experiments.{runner}", f"--config={CONFIG}"]
-    command += [f"--config.model.path={model}", f"--workdir={workdir}", *flags]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=900,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+def run(runner, workdir, model, *flags, devices=None):
+    return processes.python(
+        "-m", f"experiments.{runner}", f"--config={CONFIG}", f"--config.model.path={model}",
+        f"--workdir={workdir}", *flags, devices=devices, timeout=900,
     )  # fmt: skip
 
 
 def test_arms_start_from_the_files(model, tmp_path):
     flags = (DIGITS, "--config.model.lora_rank=2", "--config.sampler.max_new_tokens=4")
-    done = run("rlvr", tmp_path / "run", model, *flags, **TWO_DEVICES)
+    done = run("rlvr", tmp_path / "run", model, *flags, devices=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "were not read" not in done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -75,7 +67,7 @@ def test_one_arm_on_a_mesh(model, tmp_path):
     done = run(
         "rlvr_mesh", tmp_path / "run", model, DIGITS, "--mesh=1,2,1", "--arm=noisy_leave_one_out",
         "--config.sampler.max_new_tokens=4", "--config.steps=1", "--config.model.lora_rank=0",
-        **TWO_DEVICES,
+        devices=2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (line,) = (tmp_path / "run/metrics.jsonl").read_text().splitlines()

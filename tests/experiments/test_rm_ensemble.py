@@ -12,8 +12,6 @@ from experiments.reward_studies import rm_ensemble_language as language
 from jaxreward.training.config import finish, track_reads
 from jaxreward.types import Trajectories
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def config_of(name):
     return importlib.import_module(f"configs.{name}").get_config("smoke")

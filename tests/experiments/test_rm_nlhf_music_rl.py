@@ -10,8 +10,6 @@ import smokes
 from experiments.reward_studies import music, music_judges, music_one_token, rm_nlhf
 from jaxreward.losses.regularization import exact_kl
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.mark.parametrize(
     "name, key, value",

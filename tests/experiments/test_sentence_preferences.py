@@ -10,8 +10,6 @@ from configs import sentence_preferences as configs
 from experiments.reward_studies import sentence_preferences as sentences
 from jaxreward.training.exits import ConfigError
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_smoke(tmp_path):
     config, results = smokes.run("sentence_preferences", tmp_path)

@@ -8,8 +8,6 @@ import smokes
 
 from experiments.reward_studies import dmoerm, soli_reward
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_the_map_over_experts_starts_at_their_mean(key):
     scores = jax.random.normal(key, (5, 2, 4))

@@ -7,8 +7,6 @@ import pytest
 from configs import spark_tree as tree_config
 from experiments import spark_tree
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def run(arms, rollouts, seeds=8, **changes):
     config = tree_config.get_config()

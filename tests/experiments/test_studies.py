@@ -11,8 +11,6 @@ from configs import study as study_config
 from experiments import studies
 from jaxreward.training.exits import ConfigError
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CALLS = []
 
 

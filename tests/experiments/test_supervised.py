@@ -1,30 +1,27 @@
 """The supervised runner end to end, and what its config must satisfy."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import processes
 import pytest
 
 from experiments import supervised
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs/traced_integer.py")
+CONFIG = str(processes.ROOT / "configs/traced_integer.py")
 
 
-def command(workdir):
+def run(workdir):
     arguments = ["--config=configs/traced_integer.py:smoke", f"--workdir={workdir}"]
     arguments += ["--config.steps=3", "--config.samples_tested=10"]
-    return [sys.executable, "-m", "experiments.supervised", *arguments]
+    return processes.python("-m", "experiments.supervised", *arguments)
 
 
 @pytest.fixture(scope="module", name="finished")
 def run_once(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("supervised") / "run"
-    done = subprocess.run(command(workdir), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = run(workdir)
     assert done.returncode == 0, done.stderr[-2000:]
     return workdir, done
 
@@ -49,7 +46,7 @@ def test_a_second_call_takes_what_is_there(finished):
     workdir, _ = finished
     before = (workdir / "summary.json").read_text()
     (workdir / "arms" / "half.json").unlink()
-    done = subprocess.run(command(workdir), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = run(workdir)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (workdir / "summary.json").read_text() == before, "one arm again, the same numbers"
 

@@ -9,8 +9,6 @@ import smokes
 
 from experiments.reward_studies import p_genrm, tacred_noise
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.mark.parametrize(
     "name, key, value",

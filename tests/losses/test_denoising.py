@@ -11,8 +11,6 @@ from jaxreward.networks.diffusion import moving_average
 from jaxreward.policies import consistency, flow
 from jaxreward.schedules import CLEAN, FLOW, NOISE, VELOCITY
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 STRAIGHT = schedules.flow()
 TABLE = schedules.from_alpha_bar(schedules.scaled_linear_alpha_bar())
 POINTS = np.arange(1, 51) * 20.0 - 1.0

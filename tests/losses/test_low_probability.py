@@ -9,8 +9,6 @@ import pytest
 
 from jaxreward.losses import low_probability as lp
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 P = np.array([0.6, 0.25, 0.1, 0.03, 0.015, 0.005])
 NOW = np.array([0.7, 0.22, 0.06, 0.008, 0.01, 0.002])
 

@@ -12,8 +12,6 @@ from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import lagged, language, tabular
 from jaxreward.types import LinearScores, Policy, StepScores, Trajectories, make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SHAPE, WIDTH, VOCABULARY = (3, 4, 5), 6, 11
 OPEN = dict(clip_low=1.0, clip_high=9.0, normalize="token")
 

@@ -5,8 +5,6 @@ import pytest
 
 from jaxreward.losses.noise_search import noise_regression, reward_distillation
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 PREDICTED, TARGET = jnp.array([0.0, 1.0, 3.0]), jnp.array([1.0, 0.0, 2.0])
 
 

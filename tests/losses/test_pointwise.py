@@ -10,8 +10,6 @@ import pytest
 from jaxreward import channel as channels
 from jaxreward.losses import pointwise, reduction
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CHANNEL = channels.binary(0.1, 0.2)
 
 

@@ -9,8 +9,6 @@ from jaxreward import channel as channels
 from jaxreward.label_estimates import annotator_posterior
 from jaxreward.losses import preference, reduction
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 LINE = jnp.linspace(-6.0, 6.0, 25)
 
 

@@ -8,8 +8,6 @@ import pytest
 from jaxreward.losses.relative import relative_objective
 from jaxreward.types import Policy, Signal, StepScores, Trajectories
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 POLICY = Policy(
     init=lambda key: jnp.zeros(()),
     sample=lambda *_: None,

@@ -9,8 +9,6 @@ from jaxreward.networks import diffusion
 from jaxreward.networks.diffusion import EMPTY, Condition, DiffusionConfig
 from jaxreward.policies import flow
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = DiffusionConfig(
     height=4, width=8, features=16, layers=1, heads=2, classes=3, vocabulary=5, prompt_length=4,
     guidance=True,

@@ -10,8 +10,6 @@ from jaxreward.losses import preference
 from jaxreward.networks import experts, heads, lora
 from jaxreward.networks.transformer_config import TransformerConfig
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = TransformerConfig(11, width=8, layers=2, heads=2, kv_heads=1, intermediate=8)
 LORA = lora.lora_config(2, targets=("q_proj", "v_proj"))
 NETWORK = heads.on_transformer(CONFIG, heads.Scalar())

@@ -8,8 +8,6 @@ import pytest
 from jaxreward.networks import heads, transformer
 from jaxreward.networks.transformer_config import TransformerConfig
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = TransformerConfig(11, width=8, layers=3, heads=2, kv_heads=1, intermediate=8)
 TOKENS = jnp.array([[3, 4, 5, 6], [7, 8, 0, 0]], jnp.int32)
 LENGTHS = jnp.array([4, 2], jnp.int32)

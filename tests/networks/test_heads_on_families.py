@@ -13,7 +13,6 @@ from jaxreward.networks import experts, heads, lora, transformer, weights
 from jaxreward.rewards import learned
 
 pytest.importorskip("safetensors")
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 DATA = pathlib.Path(__file__).parent / "data"
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3_text")

@@ -17,8 +17,6 @@ from jaxreward.training.step import make_update_step
 from jaxreward.transforms import advantage
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = TransformerConfig(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, intermediate=24)
 LORA = lora.lora_config(3, alpha=5.0)
 TOKENS = jnp.asarray([[3, 4, 5, 6], [7, 8, 9, 1]], jnp.int32)

@@ -12,8 +12,6 @@ from jaxreward.networks import lora, lora_files, weights
 from jaxreward.networks.transformer import Transformer, init, stack_blocks
 from jaxreward.networks.transformer_config import TransformerConfig
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = TransformerConfig(vocab_size=31, width=16, layers=2, heads=4, kv_heads=2, intermediate=24)
 SETTINGS = lora.lora_config(3, alpha=5, targets=("down_proj", "q_proj", "v_proj"))
 IDS = np.random.default_rng(0).integers(3, 31, (2, 7))

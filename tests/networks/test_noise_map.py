@@ -6,8 +6,6 @@ import pytest
 from jaxreward.networks import noise_map
 from jaxreward.networks.noise_map import NoiseMap
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def small(**changes):
     return NoiseMap(hidden=8, wide=16, channels=4, heads=2, **changes)

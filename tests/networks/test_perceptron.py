@@ -1,11 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxreward.networks.perceptron import Perceptron, time_features
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def test_layers_and_residuals(key):

@@ -12,8 +12,6 @@ from safetensors.numpy import save_file
 
 from jaxreward.networks import sentence_encoder
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "reward", "##s", "model", "."]
 RAW = {
     "model_type": "bert", "hidden_act": "gelu", "vocab_size": 12, "hidden_size": 8,

@@ -16,8 +16,6 @@ from jaxreward.networks.transformer import (
     stack_blocks,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SIZES = dict(vocab_size=11, width=16, layers=2, heads=4, kv_heads=2, intermediate=24)
 CONFIG = TransformerConfig(**SIZES)
 GEMMA = TransformerConfig(

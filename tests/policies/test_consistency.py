@@ -9,8 +9,6 @@ from jaxreward import schedules
 from jaxreward.policies import consistency
 from jaxreward.schedules import CLEAN, NOISE, VELOCITY
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 TABLE = schedules.from_alpha_bar(schedules.scaled_linear_alpha_bar())
 
 

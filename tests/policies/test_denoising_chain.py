@@ -16,8 +16,6 @@ from jaxreward.transforms import advantage
 from jaxreward.transforms.prompt_statistics import prompt_statistics
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SHAPE, GROUP = (2, 3), 4
 TABLE = schedules.from_alpha_bar(schedules.scaled_linear_alpha_bar())
 STRAIGHT = schedules.flow()

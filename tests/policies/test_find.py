@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from jaxreward.losses.policy import policy_objective
 from jaxreward.losses.regularization import penalized
@@ -14,8 +13,6 @@ from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms.advantage import direct
 from jaxreward.transforms.learned_baseline import learned_baseline
 from jaxreward.types import make_signal
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 SIZE = 4
 POLICY = noise_prior.noise_prior_policy(1, (SIZE,))

@@ -11,8 +11,6 @@ from jaxreward import schedules
 from jaxreward.policies import flow
 from jaxreward.schedules import FLOW, NOISE
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 STRAIGHT, COSINE = schedules.flow(), schedules.cosine()
 TABLE = schedules.from_alpha_bar(schedules.scaled_linear_alpha_bar())
 COUNT = 3000

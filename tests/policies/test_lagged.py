@@ -8,8 +8,6 @@ import pytest
 
 from jaxreward.policies import lagged, tabular
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_only_what_is_learned_samples_and_scores(key):
     base = tabular.tabular_policy(4, 3)

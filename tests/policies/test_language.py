@@ -13,8 +13,6 @@ from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies import language
 from jaxreward.policies.language import Prompts, language_policy
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SIZES = dict(vocab_size=7, width=16, layers=2, heads=4, kv_heads=2, intermediate=16)
 CONFIG = TransformerConfig(**SIZES)
 PAD, STOP, STEPS = 0, 2, 5

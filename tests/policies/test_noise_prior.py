@@ -14,8 +14,6 @@ from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage
 from jaxreward.types import Trajectories, make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 POLICY = noise_prior.noise_prior_policy(1, (4,))
 PROMPT = NoisePrompts(jnp.zeros((1,), jnp.int32), None)
 NOISE = jnp.array([0.5, -1.0, 2.0, 0.0])

@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.rewards.fusion import fuse_rewards
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 OWN = jnp.array([2.0])
 
 
@@ -28,7 +26,6 @@ def test_weights_by_hand():
     weight = lambda own, *rewards: fuse_rewards(jnp.array([own]), similarity, jnp.array(rewards))[0]
     found = [weight(0.0, 1.0, 0.0), weight(0.0, 0.0, 1.0), weight(1.0, 0.0, 0.0)]
     np.testing.assert_allclose(found, [0.331010, 0.320557, 0.348432], atol=1e-6)
-
 
 
 def test_without_neighbours_and_with_a_constant():

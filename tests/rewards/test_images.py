@@ -6,8 +6,6 @@ import pytest
 from jaxreward.rewards import images
 from jaxreward.rewards.images import BLANK, CELL_LABELS, DIGITS
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def table(*pairs):
     allowed = np.zeros((CELL_LABELS, CELL_LABELS), bool)

@@ -11,8 +11,6 @@ from jaxreward.networks import heads, hf_config, transformer
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.rewards import learned, learned_files
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = TransformerConfig(11, width=8, layers=2, heads=2, kv_heads=1, intermediate=8)
 MLP = {"network": "mlp", "width": 3, "hidden": [4, 5], "activation": "tanh"}
 TEXT = {

@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.rewards import prototypes as protos
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 QUERY, PROTOTYPE = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
 RECORDS = jnp.array([[0.5, 0.2], [-0.3, 0.9], [0.1, -0.4]])
 

@@ -9,8 +9,6 @@ from jaxreward.rewards import rubric_scores as rubrics
 from jaxreward.transforms import advantage
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 OWN = jnp.array([[6.8, 6.95], [7.0, 6.0], [5.5, 6.5], [8.0, 7.0]])
 NEAR = jnp.array([[5.0, 7.0], [6.0, 6.4]])
 NOBODY = jnp.zeros((0, 2))

@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.rewards.step_scores import AGGREGATIONS, aggregate_steps, step_ends
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 EXPECTED = dict(
     prod=0.36, geometric_mean=0.711379, mean=0.733333, mean_logit=0.767546, mean_odd=4.666667,
     min=0.5, last=0.5, max=0.9,

@@ -6,8 +6,6 @@ import pytest
 from jaxreward.search import golden_noise
 from jaxreward.search.golden_noise import Levels
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 LEVELS = Levels(np.sqrt(0.1), np.sqrt(0.9), np.sqrt(0.9), np.sqrt(0.1))
 NOISE, PROMPT = jnp.array([1.0, -0.5]), jnp.array([0.4, 0.8])
 

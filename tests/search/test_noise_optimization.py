@@ -7,8 +7,6 @@ import pytest
 from jaxreward.search import accounting
 from jaxreward.search import noise_optimization as search
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 A = jnp.array([[1.0, 0.5], [0.0, 1.0]])
 TARGET = jnp.array([2.0, 1.0])
 ONE = jnp.ones(1)

@@ -9,8 +9,6 @@ from jaxreward.search import pruning
 from jaxreward.search.accounting import Spent
 from jaxreward.search.pruning import Schedule
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 SINGLE = Schedule()
 SEVERAL = Schedule((4, 6, 11), (0.4, 0.5, 0.6))
 PRICES = dict(total=20, denoise_cost=9.9, reward_cost=1.2)

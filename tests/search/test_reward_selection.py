@@ -5,8 +5,6 @@ import pytest
 
 from jaxreward.search import reward_selection as selection
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def test_weights_of_the_card():
     rho = jnp.array([0.239852, 0.584583, 0.793128, 0.681622])

@@ -23,8 +23,6 @@ from jaxreward.tasks import preference_files as files
 from jaxreward.transforms import advantage
 from jaxreward.types import Preferences, make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 CONFIG = TransformerConfig(11, width=8, layers=1, heads=2, kv_heads=1, intermediate=8)
 GOOD = {"prompt": "say", "chosen": "fine", "rejected": "poor", "user": "ann"}
 

@@ -8,8 +8,6 @@ from jaxreward.tasks import datasets, image_records
 from jaxreward.tasks import digit_canvases as canvases
 from jaxreward.tasks.image_records import DigitImagesSpec
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module", name="bank")
 def real_digits():

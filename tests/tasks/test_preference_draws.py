@@ -7,8 +7,6 @@ import pytest
 
 from jaxreward.tasks import preference_draws as draws
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 COUNT = 20_000
 
 

@@ -15,8 +15,6 @@ from jaxreward.tasks import datasets, preference_records
 from jaxreward.tasks import preference_worlds as worlds
 from jaxreward.tasks.preference_worlds import PreferenceSpec
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 COUNT = 4000
 
 

@@ -5,8 +5,6 @@ import pytest
 
 from jaxreward.training.noise_aware import distill_levels
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 START = jnp.zeros(2)
 
 

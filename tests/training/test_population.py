@@ -1,13 +1,10 @@
 """Populations: every run equals the same run on its own, arms share randomness."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 
 from jaxreward.losses.policy import policy_objective
@@ -16,8 +13,6 @@ from jaxreward.training import population as populations
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage, base, noise, sources
 from jaxreward.types import make_signal
-
-pytestmark = pytest.mark.usefixtures("compile_fast")
 
 POLICY = tabular.tabular_policy(5, 4)
 IDS = jnp.asarray([[0, 1, 2], [2, 3, 4]], jnp.int32)  # [seeds, P]
@@ -143,10 +138,7 @@ for a, b in zip(jax.tree.leaves(split.runs.params), jax.tree.leaves(one.runs.par
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-7)
 print(here._run.compiled)
 """
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
-    )
+    done = processes.python("-c", code, devices=8)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["1"]
 

@@ -83,7 +83,6 @@ def rollout_and_update(policy, step):
     return run
 
 
-@pytest.mark.usefixtures("compile_fast")
 def test_every_leaf_has_a_place_and_a_checkpoint_keeps_every_bit(tmp_path):
     policy = make_policy(SHORT)
     step = make_step(policy)

@@ -10,13 +10,13 @@ import sys
 import time
 
 import numpy as np
+import processes
 import pytest
 
 from jaxreward.training import checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
 STEPS, PROCESSES, SAMPLES = 8, 2, 64
-FLAGS = "--xla_force_host_platform_device_count=2"
 
 
 def launch(workdir):
@@ -26,7 +26,7 @@ def launch(workdir):
         port = free.getsockname()[1]
     env = {
         **os.environ,
-        "XLA_FLAGS": FLAGS,
+        "XLA_FLAGS": processes.xla_flags(devices=2),
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_NUMPY_RANK_PROMOTION": "raise",

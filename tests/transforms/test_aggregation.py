@@ -8,8 +8,6 @@ import pytest
 from jaxreward.transforms import aggregation as agg
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 KEY = jax.random.key(0)
 # Four answers of three members, members last.
 SCORES = jnp.array([[1, 0.2, 2, -1], [0.8, 0.6, -0.5, -0.9], [1.2, 0.1, 3, -1.1]]).T

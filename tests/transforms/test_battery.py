@@ -26,9 +26,6 @@ HOSTILE = (float("nan"), float("-inf"), 1e30)
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 @functools.cache
 def transforms():
     return {name: case.build() for name, case in CASES.items()}

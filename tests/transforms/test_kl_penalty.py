@@ -8,8 +8,6 @@ import pytest
 from jaxreward.transforms import kl_penalty as kl
 from jaxreward.types import Trajectories, make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 KEY = jax.random.key(0)
 MASK = jnp.array([[[True, True, True], [True, False, False]]])
 LOG_PROBS = jnp.array([[[-1.0, -2.0, -0.5], [-3.0, jnp.nan, jnp.nan]]])

@@ -8,8 +8,6 @@ import pytest
 from jaxreward.transforms import learned_baseline as learned
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 KEY = jax.random.key(0)
 
 

@@ -8,8 +8,6 @@ import pytest
 from jaxreward.transforms import advantage, base, calibration, credit, mixture, noise
 from jaxreward.types import Trajectories, make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 REWARDS = jnp.array([[1.0, 0, 0, 1], [0, 1, 0, 0]])
 SECOND = jnp.array([[0.9, 0.1, 0.4, 0.2], [0.3, 0.3, 0.5, 0.1]])
 

@@ -8,8 +8,6 @@ import pytest
 from jaxreward.transforms import prompt_statistics as statistics
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def run(transform, batches, state=None):
     """Advantages of batches of `(ids, rewards)`, one sample a row."""

@@ -10,8 +10,6 @@ from jaxreward.label_estimates import confident_counts
 from jaxreward.transforms import advantage, base, correction, rates_unverified
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def observed(true, channel, votes, seed=0):
     """Verdicts `[P, G, votes]` on true levels `[P, G]`."""

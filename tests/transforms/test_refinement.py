@@ -8,8 +8,6 @@ import pytest
 from jaxreward.transforms import advantage, base, refinement
 from jaxreward.types import make_signal
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 def ids(*rows):
     return jnp.asarray([[0 if a is None else a for a in row] for row in rows], jnp.uint32)
