@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxreward.networks.hf_config import MAX_LAYERS
 from jaxreward.networks.transformer_config import TransformerConfig
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
@@ -24,7 +25,7 @@ def from_gguf(
       ValueError: an unknown architecture, or a key that is absent, mistyped or unsupported.
     """
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"{where}: general.architecture = {architecture!r}; allowed are "
             f"{', '.join(ARCHITECTURES)}"
@@ -48,6 +49,10 @@ def from_gguf(
         return kind(value)
 
     heads, layers = read("attention.head_count"), read("block_count")
+    if layers > MAX_LAYERS:
+        raise ValueError(
+            f"{where}: {architecture}.block_count = {layers}; allowed are at most {MAX_LAYERS}"
+        )
     fields = dict(
         vocab_size=embedding[0],
         width=read("embedding_length"),

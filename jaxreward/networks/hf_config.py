@@ -24,6 +24,9 @@ _SIZES = {
     "intermediate": "intermediate_size",
 }
 
+_LARGEST = 2.0**53
+"""Numbers of a config are less than this in absolute value, so none is NaN or infinite."""
+
 _ONLY = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -34,6 +37,9 @@ _ONLY = {
     "pretraining_tp": 1,
 }
 """Fields that may only have one value; absent means that value."""
+
+MAX_LAYERS = 10_000
+"""Most blocks of a network that a file may ask for; nothing is built before this is checked."""
 
 _GEMMA_PATTERN = 6
 """Gemma 3: every sixth layer sees everything, unless the file says otherwise."""
@@ -51,13 +57,17 @@ def from_hf(raw: dict[str, Any], where: str) -> tuple[TransformerConfig, str]:
         that the networks do not support.
     """
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"{where}: model_type = {family!r}; allowed are {', '.join(FAMILIES)}")
     gemma = family == "gemma3_text"
     for name, allowed in _ONLY.items():
         if raw.get(name, allowed) not in (allowed, None):
             raise ValueError(f"{where}: {name} = {raw[name]!r}; allowed is {allowed!r}")
     fields = {ours: _number(raw, theirs, where, int) for ours, theirs in _SIZES.items()}
+    if fields["layers"] > MAX_LAYERS:
+        raise ValueError(
+            f"{where}: num_hidden_layers = {fields['layers']}; allowed are at most {MAX_LAYERS}"
+        )
     activation = raw.get("hidden_activation", raw.get("hidden_act")) if gemma else None
     activation = activation or raw.get("hidden_act", "gelu_pytorch_tanh" if gemma else "silu")
     wanted = "gelu_pytorch_tanh" if gemma else "silu"
@@ -85,14 +95,19 @@ def _gemma(raw: dict[str, Any], where: str, layers: int) -> dict[str, Any]:
     kinds = raw.get("layer_types")
     if kinds is None:
         pattern = _number(raw, "sliding_window_pattern", where, int, _GEMMA_PATTERN)
+        if pattern < 1:
+            raise ValueError(f"{where}: sliding_window_pattern = {pattern}; allowed is >= 1")
         sliding = tuple(i for i in range(layers) if (i + 1) % pattern)
     else:
         known = {"sliding_attention": True, "full_attention": False}
-        if len(kinds) != layers or not set(kinds) <= set(known):
+        named = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
+        if not named or len(kinds) != layers or not set(kinds) <= set(known):
             raise ValueError(f"{where}: layer_types = {kinds!r}; allowed are {layers} of {set(known)}")
         sliding = tuple(i for i, kind in enumerate(kinds) if known[kind])
-    rope = raw.get("rope_parameters") or {}
-    local = rope.get("sliding_attention") or {"rope_theta": raw.get("rope_local_base_freq", 1e4)}
+    rope = _object(raw, "rope_parameters", where)
+    local = _object(rope, "sliding_attention", where) or {
+        "rope_theta": raw.get("rope_local_base_freq", 1e4)
+    }
     if local.get("rope_type", "default") != "default":
         raise ValueError(f"{where}: rope_parameters.sliding_attention = {local}; allowed: default")
     own = raw | ({"rope_parameters": rope["full_attention"]} if "full_attention" in rope else {})
@@ -111,14 +126,20 @@ def _gemma(raw: dict[str, Any], where: str, layers: int) -> dict[str, Any]:
 
 def _rope(raw: dict[str, Any], where: str, default: float) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, from either generation of config files."""
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    scaling = _object(raw, "rope_parameters", where) or _object(raw, "rope_scaling", where)
     theta = _number(scaling | raw, "rope_theta", where, float, default)
     if "rope_theta" in scaling:
         theta = _number(scaling, "rope_theta", where, float)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return dict(rope_theta=theta, rope_scaling=None)
-    read = lambda name, type_=float: _number(scaling, name, f"{where}: rope_scaling", type_)
+
+    def read(name: str, type_: type = float) -> Any:
+        value = _number(scaling, name, f"{where}: rope_scaling", type_)
+        if not value > 0:
+            raise ValueError(f"{where}: rope_scaling: {name} = {value}; allowed is > 0")
+        return value
+
     if kind == "linear":
         return dict(rope_theta=theta, rope_scaling=rotary.LinearScaling(read("factor")))
     if kind == "llama3":
@@ -128,6 +149,8 @@ def _rope(raw: dict[str, Any], where: str, default: float) -> dict[str, Any]:
             high_frequency_factor=read("high_freq_factor"),
             original_length=read("original_max_position_embeddings", int),
         )
+        if not scale.low_frequency_factor < scale.high_frequency_factor:
+            raise ValueError(f"{where}: rope_scaling = {scaling}; allowed: low < high_freq_factor")
         return dict(rope_theta=theta, rope_scaling=scale)
     raise ValueError(f"{where}: rope type {kind!r}; allowed are default, linear and llama3")
 
@@ -136,9 +159,16 @@ def _number(raw: dict[str, Any], name: str, where: str, kind: type, default: Any
     value = raw.get(name)
     value = default if value is None else value
     right = isinstance(value, int) if kind is int else isinstance(value, (int, float))
-    if not right or isinstance(value, bool):
+    if not right or isinstance(value, bool) or not -_LARGEST < value < _LARGEST:
         raise ValueError(f"{where}: {name} = {value!r}; allowed is a {kind.__name__}")
     return kind(value)
+
+
+def _object(raw: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    value = raw.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {name} = {value!r}; allowed is an object")
+    return value
 
 
 def _flag(raw: dict[str, Any], name: str, where: str, default: bool) -> bool:

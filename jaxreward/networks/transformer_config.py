@@ -95,7 +95,7 @@ class TransformerConfig:
 
     def _check_sliding(self):
         layers = self.sliding_layers
-        if not set(layers) <= set(range(self.layers)):
+        if not all(0 <= layer < self.layers for layer in layers):
             raise ValueError(f"sliding_layers = {layers}; allowed are 0 to {self.layers - 1}")
         if self.sliding_window < (1 if layers else 0):
             raise ValueError(

@@ -9,6 +9,7 @@ Families: Llama (SmolLM2 is one), Qwen2 and 2.5, Qwen3, Gemma 3 (text). A pickle
 
 import functools
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -92,6 +93,7 @@ def open_checkpoint(path: str | pathlib.Path, **changes: Any) -> Checkpoint:
     config = TransformerConfig(**{**vars(config), **changes})
     tensors = {name: own for name, own in tensors.items() if not _DERIVED.search(name)}
     checkpoint = Checkpoint(config, family, path, tensors)
+    _check_sizes(checkpoint)
     _check(checkpoint)
     return checkpoint
 
@@ -101,6 +103,26 @@ def _config_file(directory: pathlib.Path) -> pathlib.Path:
     if not path.exists():
         raise ValueError(f"{directory} holds no config.json")
     return path
+
+
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """Raises ValueError if the network is larger than what is stored, before it is traced."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    sizes = {size for own in tensors.values() if math.prod(own.shape) for size in own.shape}
+    largest = max(sizes, default=0)
+    asked = {
+        name: getattr(config, name)
+        for name in ("vocab_size", "width", "intermediate", "heads", "size_per_head")
+    }
+    for name, size in asked.items():
+        if size > largest:
+            raise ValueError(
+                f"{checkpoint.path}: {name} = {size}; the largest tensor there has {largest}"
+            )
+    if config.layers > len(tensors):
+        raise ValueError(
+            f"{checkpoint.path}: {config.layers} layers, but {len(tensors)} tensors are there"
+        )
 
 
 def _check(checkpoint: Checkpoint) -> None:
