@@ -13,6 +13,10 @@ SOURCES = ("callable", "hf", "checkpoint")
 """Options of which one says what gives the scores."""
 
 
+MEMBERS = ("mean", "worst_case", "uncertainty_weighted")
+"""How the scores of an ensemble become one; those of `transforms.aggregation`."""
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a bad command line like any other bad input."""
 
@@ -41,12 +45,14 @@ def exit_code(name: str, run: Callable[[], int]) -> int:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """The options of `SOURCES`, `--tokenizer`, `--columns` and `--batch-size`."""
+    """The options of `SOURCES`, `--tokenizer`, `--members`, `--columns` and `--batch-size`."""
     add = parser.add_argument
     add("--callable", metavar="MODULE:FUNCTION", help="(prompts, responses) -> scores")
     add("--hf", metavar="FOLDER", help="sequence-classification model, or its name")
     add("--checkpoint", type=Path, metavar="FOLDER", help="of this library")
     add("--tokenizer", default="", metavar="WHERE", help="of the checkpoint, if not in its folder")
+    add("--members", default="", metavar="HOW", help=f"{', '.join(MEMBERS)} (default mean), or one's "
+        "number from 0; of a checkpoint that is an ensemble")
     add("--columns", default="", metavar="NAME=COLUMN,...", help="your names of the columns")
     add("--batch-size", type=int, default=64, help="texts per block (default 64)")
 
@@ -66,6 +72,11 @@ def check_source(
     check_positive(options, "batch_size")
     if options.checkpoint is not None and not options.checkpoint.is_dir():
         raise ValueError(f"--checkpoint = {options.checkpoint} is not a folder")
+    if options.members and options.checkpoint is None:
+        raise ValueError(f"--members = {options.members} needs --checkpoint=FOLDER")
+    if options.members not in ("", *MEMBERS) and not options.members.isdecimal():
+        allowed = f"{', '.join(MEMBERS)} and numbers from 0"
+        raise ValueError(f"--members = {options.members!r}; allowed are {allowed}")
     column_names(options.columns, columns)
 
 

@@ -14,6 +14,7 @@ A checkpoint may be a process reward model: its description (`reward_model.json`
 `"head": {"kind": "steps", "separators": [IDS], "aggregation": "min"}`, the tokens that end a step
 of the response and how the steps' probabilities become one score: `min`, `max`, `prod`,
 `geometric_mean`, `mean`, `mean_logit`, `mean_odd` or `last`.
+Of an ensemble the mean score counts, or what --members says.
 Every distinct text is scored once, in blocks of --batch-size.
 
 The file. One JSON object per line, or a parquet file with the same columns:
@@ -29,8 +30,8 @@ messages as they are; else, as a function does, one message as its text, and sev
 `role: content`. The rest is optional: `category` (accuracy by
 kind), `contrast_prompt` and `contrast_chosen` (a similar prompt and its own better answer),
 `forms` (the better answer written otherwise), `prompt_forms` (the prompt in other words), `samples`
-with their true rewards `gold` (best-of-n and over-optimisation) and `answers` (majority among
-samples with the same score). With --scores the file has `chosen_score`, `rejected_score` and
+with their true rewards `gold` (best-of-n and over-optimisation, for n up to the fewest samples of
+any problem with two or more) and `answers` (majority among samples with the same score). With --scores the file has `chosen_score`, `rejected_score` and
 optionally `contrast_score` (own prompt with own and contrast answer, then contrast prompt
 likewise), `form_scores`, `prompt_form_scores` (for each wording the chosen's, then the rejected
 ones'), `sample_scores`; texts are then only needed for their lengths. Name your columns with --columns chosen=winner,prompt=question.

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
-from jaxreward.tasks.preference_rows import RESPONDERS
+from jaxreward.tasks.preference_rows import RESPONDERS, dialogue
 
 SHOWN = 5
 """Lines named for each reason."""
@@ -23,22 +23,12 @@ COLUMNS = (
 TEXTS, SCORES = ("prompt", "chosen", "rejected"), ("chosen_score", "rejected_score")
 
 
-class Dialogue(str):
-    """The text of a conversation, which remembers its messages.
-
-    Attributes:
-      messages: dicts with `role` and `content`.
-    """
-
-    messages: tuple[dict[str, str], ...] = ()
-
-
 class Item(NamedTuple):
     """A problem; `None` or empty for what the record does not have.
 
     Attributes:
       where: its line or row.
-      prompt: text, a `Dialogue` where the file has messages.
+      prompt: text, a `preference_rows.Dialogue` where the file has messages.
       chosen: the preferred answer.
       rejected: the others.
       category: for averages by kind.
@@ -292,12 +282,7 @@ def _dialogue(value: Any) -> str:
         return _text(value)
     if not isinstance(value, list) or not all(isinstance(m, dict) for m in value):
         _refuse("wrong_kind")
-    said = tuple({"role": _text(m.get("role")), "content": _text(m.get("content"))} for m in value)
-    texts = [one["content"] for one in said] if len(said) == 1 else [
-        f"{one['role']}: {one['content']}" for one in said]
-    found = Dialogue("\n\n".join(texts))
-    found.messages = said
-    return found
+    return dialogue([(_text(m.get("role")), _text(m.get("content"))) for m in value])
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

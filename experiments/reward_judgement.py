@@ -137,7 +137,8 @@ def _power(count: int) -> int:
 
 def judge(items: Sequence[Item], s: Scored, *, bins: int = 10) -> dict[str, Any]:
     """All figures that the items allow; a section without data is None."""
-    m = jax.tree.map(np.asarray, _measure(jax.tree.map(_f32, s), bins))
+    arrays = (jax.tree.map(_f32, own) for own in (s, _differences(s)))
+    m = jax.tree.map(np.asarray, _measure(*arrays, bins))
     return {
         "scores": _scores(s, m["mask"]),
         "preference": _preference(m),
@@ -151,13 +152,35 @@ def judge(items: Sequence[Item], s: Scored, *, bins: int = 10) -> dict[str, Any]
     }
 
 
+def _differences(s: Scored) -> Scored:
+    """Scores less one of those they are compared with: float32 keeps the order of what is left."""
+    finite = lambda values: np.where(np.isfinite(values), values, 0.0)
+    zero = finite(s.chosen)
+    many = np.isfinite(s.samples)
+    mean = np.where(many, s.samples, 0.0).sum(1) / np.maximum(many.sum(1), 1)
+    return s._replace(
+        chosen=s.chosen - zero,
+        rejected=s.rejected - zero[:, None],
+        contrast=s.contrast - finite(s.contrast[:, :1, :1]),
+        forms=s.forms - zero[:, None],
+        reworded=s.reworded - finite(s.reworded[:, :, :1]),
+        samples=s.samples - mean[:, None],
+    )
+
+
 def _f32(values: np.ndarray) -> jax.Array:
     return jnp.asarray(values, jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _measure(s: Scored, bins: int) -> dict[str, Any]:
-    """Everything that is computed, as one program; masks say where it means something."""
+@functools.partial(jax.jit, static_argnums=2)
+def _measure(whole: Scored, s: Scored, bins: int) -> dict[str, Any]:
+    """Everything that is computed, as one program; masks say where it means something.
+
+    Args:
+      whole: scores as they are.
+      s: their `_differences`.
+      bins: of the reliability diagram.
+    """
     mask = benchmarks.compared(s.chosen, s.rejected, jnp.ones(s.rejected.shape, bool))
     margin = jnp.where(mask, s.chosen[:, None] - s.rejected, 0.0).ravel()
     return {
@@ -175,9 +198,9 @@ def _measure(s: Scored, bins: int) -> dict[str, Any]:
             jnp.where(mask, s.chosen[:, None] - s.rejected, jnp.nan),
             s.reworded[:, :, :1] - s.reworded[:, :, 1:],
         ),
-        "length": _measure_length(s, margin, mask),
-        "format": _measure_format(s),
-        "best_of_n": _measure_best_of_n(s),
+        "length": _measure_length(whole, margin, mask),
+        "format": _measure_format(whole)._replace(flips=_measure_format(s).flips),
+        "best_of_n": _measure_best_of_n(whole, s),
     }
 
 
@@ -226,7 +249,7 @@ def _measure_format(s: Scored) -> sensitivity.FormatEffect:
     return sensitivity.format_effect(jnp.concatenate([s.chosen[:, None], s.forms], axis=1), best)
 
 
-def _measure_best_of_n(s: Scored) -> dict[str, Any]:
+def _measure_best_of_n(whole: Scored, s: Scored) -> dict[str, Any]:
     """Proxy and gold at powers of two; the proxy in units of its deviation over samples."""
     known = jnp.isfinite(s.samples) & jnp.isfinite(s.gold)
     unit = masked.std(s.samples, known)
@@ -240,7 +263,8 @@ def _measure_best_of_n(s: Scored) -> dict[str, Any]:
         "kl": best_of_n.best_of_n_kl(sizes),
         "proxy": along(proxy),
         "gold": along(s.gold),
-        "correlation": sensitivity.correlation(s.samples.ravel(), s.gold.ravel(), known.ravel()),
+        "correlation": sensitivity.correlation(
+            whole.samples.ravel(), s.gold.ravel(), known.ravel()),
         "top": jax.vmap(benchmarks.pick_top)(s.samples, answers, known),
     }
 
@@ -384,7 +408,7 @@ def judge_mdp(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
         others are rewards [S, A, S].
 
     Raises:
-      ValueError: an array is missing or has another shape.
+      ValueError: an array is missing, has another shape, or a reward that is not finite.
     """
     for name in ("transitions", "discount", "gold"):
         if name not in arrays:
@@ -392,18 +416,26 @@ def judge_mdp(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     discount = np.asarray(arrays["discount"])
     if discount.shape != ():
         raise ValueError(f"discount has shape {discount.shape}; allowed is a number")
-    mdp = finite_mdp.make_mdp(arrays["transitions"], float(discount), arrays.get("start"))
     rest = [n for n in arrays if n not in ("transitions", "discount", "start", "gold")]
-    for name in ("gold", *rest):
-        if np.shape(arrays[name]) != mdp.transitions.shape:
-            allowed = mdp.transitions.shape
-            raise ValueError(f"{name} has shape {np.shape(arrays[name])}; allowed is {allowed}")
     if not rest:
         raise ValueError("--mdp holds no reward beside gold")
-    gold = jnp.asarray(arrays["gold"], mdp.transitions.dtype)
-    found = {name: _distances(mdp, gold, jnp.asarray(arrays[name], gold.dtype)) for name in rest}
     order = (*METRICS, "regret", "worst_case_regret")  # which a program returns sorted
-    return {name: {key: float(own[key]) for key in order} for name, own in found.items()}
+    with jax.enable_x64(True):  # values are as large as 1 / (1 - discount)
+        mdp = finite_mdp.make_mdp(arrays["transitions"], float(discount), arrays.get("start"))
+        rewards = {name: _reward(name, arrays[name], mdp) for name in ("gold", *rest)}
+        gold = rewards.pop("gold")
+        found = {name: _distances(mdp, gold, reward) for name, reward in rewards.items()}
+        return {name: {key: float(own[key]) for key in order} for name, own in found.items()}
+
+
+def _reward(name: str, values: np.ndarray, mdp: finite_mdp.FiniteMDP) -> jax.Array:
+    """A reward `[S, A, S]`, checked."""
+    if np.shape(values) != mdp.transitions.shape:
+        allowed = mdp.transitions.shape
+        raise ValueError(f"{name} has shape {np.shape(values)}; allowed is {allowed}")
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"{name} has a value that is not finite; allowed are numbers")
+    return jnp.asarray(values, mdp.transitions.dtype)
 
 
 @jax.jit

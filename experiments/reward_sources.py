@@ -15,11 +15,13 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxreward.training import config as config_lib
 from jaxreward.training.progress import open_progress
+from jaxreward.transforms import aggregation
 
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
@@ -169,8 +171,10 @@ def _segments(tokenizer: Any, prompts: Sequence[str], responses: Sequence[str]) 
     return ([tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats],)
 
 
-def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> Scorer:
-    """A reward model that `jaxreward.rewards.learned_files` saved; an ensemble's mean score.
+def from_checkpoint(
+    folder: Path, tokenizer: str = "", block_size: int = 64, members: str = "mean"
+) -> Scorer:
+    """A reward model that `jaxreward.rewards.learned_files` saved.
 
     Of a model of texts the response follows the prompt, as its chat template says if it has one
     (messages as they were), else directly, with the end-of-text token after it. A head of steps looks for the ends of
@@ -182,9 +186,13 @@ def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> 
       tokenizer: a folder with `tokenizer.json`, a `.gguf` file or `MODULE:ALPHABET`; by default
         the checkpoint's own folder.
       block_size: >= 1.
+      members: how the scores of an ensemble become one, see `transforms.aggregation` (the
+        uncertainty-weighted mean as in best-of-n), or the number of one member: of a model with a
+        head for each user, that user's. A score that a member lacks is missing.
 
     Raises:
-      ValueError: the files are not those of a reward model or of a tokenizer.
+      ValueError: the files are not those of a reward model or of a tokenizer, or there is no such
+        member.
     """
     from jaxreward.rewards import learned, learned_files
 
@@ -194,14 +202,24 @@ def from_checkpoint(folder: Path, tokenizer: str = "", block_size: int = 64) -> 
     else:
         encode = _text_encoder(folder, tokenizer, spans=learned_files.has_steps(loaded.spec))
 
+    if members.isdecimal() and int(members) >= loaded.spec.get("members", 1):
+        allowed = f"0 to {loaded.spec.get('members', 1) - 1}"
+        raise ValueError(f"--members = {members}; allowed with {folder} is {allowed}")
+
     def score(prompts, responses):
         found = learned.score_many(
             loaded.model.score, loaded.params, encode(prompts, responses),
             block_size=block_size, progress=False,
         )
-        return found.reshape(-1, len(prompts)).mean(0).astype(np.float64)
+        return _of_members(found.reshape(-1, len(prompts)), members)
 
     return score
+
+
+def _of_members(scores: Float[np.ndarray, "K B"], members: str) -> Float[np.ndarray, "B"]:
+    if members.isdecimal():
+        return scores[int(members)].astype(np.float64)
+    return np.asarray(aggregation.aggregate_scores(jnp.asarray(scores.T), members), np.float64)
 
 
 def _vectors(responses: Sequence[str], width: int) -> np.ndarray:
@@ -300,7 +318,7 @@ def from_options(options: Any) -> Scorer | None:
     """The one of `callable`, `hf` and `checkpoint` that a command line gives, None without any.
 
     Args:
-      options: with these three, `tokenizer` and `batch_size`.
+      options: with these three, `tokenizer`, `members` and `batch_size`.
 
     Raises:
       ValueError: as of the source.
@@ -310,7 +328,8 @@ def from_options(options: Any) -> Scorer | None:
     if options.hf:
         return from_hugging_face(options.hf)
     if options.checkpoint:
-        return from_checkpoint(options.checkpoint, options.tokenizer, options.batch_size)
+        own = (options.tokenizer, options.batch_size, options.members or "mean")
+        return from_checkpoint(options.checkpoint, *own)
     return None
 
 

@@ -35,6 +35,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxreward.checks import check_choice
 from jaxreward.tasks.preference_rows import (
@@ -152,7 +153,8 @@ def to_preferences(
 
     Args:
       loaded: of `read_pairs`.
-      encode: `(prompt, response) -> array` of one shape, such as tokens.
+      encode: `(prompt, response) -> array` of one shape, such as tokens; a prompt of messages
+        has them as `prompt.messages`, for a chat template.
     """
     rows, names, codes = _coded(loaded, Pair)
     return Preferences(
@@ -162,6 +164,11 @@ def to_preferences(
         weights=_stacked([row.weight for row in rows], np.float32),
         annotator=codes,
     ), names
+
+
+def margins(loaded: Loaded) -> Float[Array, "B"]:
+    """Margins of the pairs, for `losses.preference.bradley_terry`; 0 where the file has none."""
+    return _stacked([row.margin or 0.0 for row in _coded(loaded, Pair)[0]], np.float32)
 
 
 def to_feedback(

@@ -10,12 +10,32 @@ RESPONDERS = ("assistant", "model", "chatbot", "gpt", "bot", "ai")
 """Roles of the message that is a response."""
 
 
+class Dialogue(str):
+    """The text of a conversation, which remembers its messages.
+
+    One message is its content, several are `role: content` paragraphs.
+
+    Attributes:
+      messages: dicts with `role` and `content`, as chat templates take them.
+    """
+
+    messages: tuple[dict[str, str], ...] = ()
+
+
+def dialogue(messages: Sequence[tuple[str, str]]) -> Dialogue:
+    """The conversation of roles and contents."""
+    paragraphs = [f"{role}: {content}" for role, content in messages]
+    found = Dialogue(messages[0][1] if len(messages) == 1 else "\n\n".join(paragraphs))
+    found.messages = tuple({"role": role, "content": content} for role, content in messages)
+    return found
+
+
 class Pair(NamedTuple):
     """Two responses to one prompt.
 
     Attributes:
       where: line or row of the file, from 1.
-      prompt: text; several messages are `role: content` paragraphs.
+      prompt: text, a `Dialogue` where the file has messages.
       first: the response in `chosen`.
       second: the response in `rejected`.
       target: 1, or 1/2 for a tie.
@@ -121,16 +141,10 @@ def _prompt(given: Any, before: list[tuple[str, str]]) -> str:
         said = ["", *(content.strip() for _, content in before)]  # a blank one says nothing
         if before and _text(apart).strip() not in said:
             raise Refused("different_prompts")
-        return _dialogue(before) if before else _text(apart)
+        return dialogue(before) if before else _text(apart)
     if before and apart and before != apart:
         raise Refused("different_prompts")
-    return _dialogue(before or apart or [])
-
-
-def _dialogue(messages: list[tuple[str, str]]) -> str:
-    if len(messages) == 1:
-        return messages[0][1]
-    return "\n\n".join(f"{role}: {content}" for role, content in messages)
+    return dialogue(before or apart or [])
 
 
 def _number(value: Any, name: str) -> float:

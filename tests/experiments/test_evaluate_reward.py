@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments import evaluate_reward, reward_items, reward_judgement, reward_sources
+from jaxreward.tasks.preference_rows import dialogue
 
 CALLS = []
 PRETRAINED = pathlib.Path(__file__).parents[1] / "tasks" / "pretrained"
@@ -118,6 +119,23 @@ def test_scores_in_parquet_and_jsonl_agree(tmp_path):
     rank = np.mean([1 / 3, 1 / 3, 1 / 2, 1])
     assert value(first["preference"], "reciprocal_rank") == pytest.approx(rank)
     assert [g["value"] for g in first["best_of_n"]["gold"]] == [0.5, 1.0]
+
+
+def test_small_differences_of_large_scores_count(tmp_path):
+    """Sums of log-probabilities, say: float32 alone would tie them."""
+    far = -1e6
+    own = {"chosen_score": far + 0.02, "rejected_score": [far, far + 0.01], "gold": [0, 1, 0, 1]}
+    own |= {"sample_scores": [far, far + 0.01, far + 0.02, far + 0.03]}
+    own |= {"form_scores": [far + 0.015], "contrast_score": [far + 0.03, far + 0.02, far + 0.01, far]}
+    own |= {"prompt_form_scores": [far + 0.02, far + 0.01, far + 0.03]}
+    assert run(tmp_path, "--items", write(tmp_path / "a.jsonl", [own] * 3), "--scores") == 0
+    found = summary(tmp_path)
+    assert value(found["preference"], "accuracy") == 1
+    assert value(found["preference"], "pairwise_ties") == 0
+    assert value(found["wording"], "reworded_right") == 0.5
+    assert value(found["contrast"], "response_consistency") == 1
+    assert value(found["contrast"], "instruction_consistency_both_directions") == 0.5
+    assert found["best_of_n"]["gold"][-1]["value"] == 1 and value(found["format"], "flips") == 0
 
 
 def test_scores_of_other_wordings(tmp_path, capsys):
@@ -282,7 +300,7 @@ def test_a_template_gets_the_messages(tmp_path):
     np.testing.assert_allclose(found, model.score(params, own), rtol=1e-5)
 
 
-def test_checkpoints_of_vectors_and_of_texts(tmp_path):
+def test_checkpoints_of_vectors(tmp_path, capsys):
     from jaxreward.rewards import learned_files
 
     pytest.importorskip("safetensors")
@@ -293,9 +311,17 @@ def test_checkpoints_of_vectors_and_of_texts(tmp_path):
     rows = [{"prompt": "", "chosen": f"[{i}, 1.0]", "rejected": [f"[1.0, {i}]"]} for i in (2, 3, 4)]
     path = write(tmp_path / "a.jsonl", rows)
     assert run(tmp_path, "--items", path, "--checkpoint", tmp_path / "model") == 0
-    scores = np.asarray(model.score(params, jnp.array([[2.0, 1.0], [1.0, 2.0]]))).mean(0)
-    scorer = reward_sources.from_checkpoint(tmp_path / "model")
-    np.testing.assert_allclose(scorer(["", ""], ["[2, 1]", "[1, 2]"]), scores, rtol=1e-5)
+    scores = np.asarray(model.score(params, jnp.array([[2.0, 1.0], [1.0, 2.0]])))
+    wanted = {
+        "mean": scores.mean(0), "worst_case": scores.min(0), "0": scores[0], "1": scores[1],
+        "uncertainty_weighted": scores.mean(0) - 0.5 * scores.var(0),
+    }  # fmt: skip
+    for members, expected in wanted.items():
+        scorer = reward_sources.from_checkpoint(tmp_path / "model", members=members)
+        np.testing.assert_allclose(scorer(["", ""], ["[2, 1]", "[1, 2]"]), expected, rtol=1e-5)
+    assert run(tmp_path, "--items", path, "--checkpoint", tmp_path / "model", "--members", 1) == 0
+    assert run(tmp_path, "--items", path, "--checkpoint", tmp_path / "model", "--members", 2) == 2
+    assert "--members = 2; allowed with" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no list of 2 numbers"):
         scorer([""], ["[1]"])
 
@@ -397,8 +423,14 @@ def test_distances_in_an_mdp(tmp_path, capsys):
     assert found["impossible"]["EPIC-2-2"] == pytest.approx(1.754127, abs=1e-5)
     assert found["opposite"]["worst_case_regret"] == pytest.approx(1.0, abs=1e-5)
     assert "impossible" in capsys.readouterr().out
+    potential = np.array([50.0, -30.0])
+    shaped = 3 * gold + 0.999 * potential[None, None] - potential[:, None, None]
+    near_one = reward_judgement.judge_mdp({**arrays, "discount": np.array(0.999), "shaped": shaped})
+    assert max(abs(x) for x in near_one["shaped"].values()) < 1e-7
+    assert not jax.config.jax_enable_x64
     for change, message in (
         (dict(gold=gold[0]), "gold has shape"), (dict(discount=1.5), "discount = 1.5"),
+        (dict(gold=gold * np.nan), "gold has a value that is not finite"),
     ):
         np.savez(tmp_path / "bad.npz", **{**arrays, **change}, one=other)
         assert run(tmp_path, "--mdp", tmp_path / "bad.npz") == 2
@@ -427,6 +459,8 @@ def test_distances_in_an_mdp(tmp_path, capsys):
         (["--items=a.jsonl", "--callable=test_evaluate_reward:raises"], "raised KeyError: 'yes'"),
         (["--items=a.jsonl", "--callable=test_evaluate_reward:of_texts"], "no list of numbers"),
         (["--items=a.jsonl", "--callable=broken:score"], "imported: ZeroDivisionError: division"),
+        (["--items=a.jsonl", "--scores", "--members=mean"], "--members = mean needs --checkpoint"),
+        (["--items=a.jsonl", "--checkpoint=.", "--members=least"], "--members = 'least'; allowed"),
         (["--items=a.jsonl", "--scores", "--bins=0"], "--bins = 0"),
         (["--items=a.jsonl", "--checkpoint=nowhere"], "nowhere is not a folder"),
         (["--mdp=a.jsonl"], "allowed is an existing .npz"),
@@ -493,8 +527,7 @@ def test_a_hugging_face_model_is_judged(tmp_path, template, pad, in_config):
     found = scorer(["a "] * 4, ["b", "b c a", "b c", "a b c a b c"])  # the last is too long
     np.testing.assert_allclose(found, [*expected, np.nan], rtol=1e-4, atol=1e-6)
     if template:
-        prompt = reward_items.Dialogue("system: b\n\nuser: c")
-        prompt.messages = ({"role": "system", "content": "b"}, {"role": "user", "content": "c"})
+        prompt = dialogue([("system", "b"), ("user", "c")])
         with torch.no_grad():
             expected = model(torch.tensor([[2, 3, 4, 3]])).logits[0]
         np.testing.assert_allclose(scorer([prompt], ["b"]), expected, rtol=1e-4, atol=1e-6)

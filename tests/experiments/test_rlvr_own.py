@@ -1,12 +1,17 @@
-"""What single arms change in the loss and the optimizer, and first parameters with a copy."""
+"""What single arms change in the loss and the optimizer, and first parameters with a copy.
+
+And a run whose data cannot be made.
+"""
+
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import lp_reg
-from experiments import rlvr_config, rlvr_model, rlvr_programs, rlvr_stages
+from configs import gsm_symbolic, lp_reg
+from experiments import rlvr_config, rlvr_model, rlvr_problem, rlvr_programs, rlvr_stages
 from jaxreward.policies import tabular
 from jaxreward.training.exits import ConfigError
 
@@ -85,3 +90,10 @@ def test_a_config_may_compare_tuned_arms_only():
     config.settings, config.claims.grpo.setting = ("tuned",), "equal"
     with pytest.raises(ConfigError, match="config.claims.grpo.setting = 'equal'; allowed is tuned"):
         rlvr_config.validate(config)
+
+
+def test_data_whose_package_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    said = "config.task.dataset = 'gsm_symbolic/sums': .*reasoning-gym; install jaxreward"
+    with pytest.raises(ConfigError, match=said):
+        rlvr_problem.load_problem(gsm_symbolic.get_config("smoke"), str(tmp_path))

@@ -248,3 +248,19 @@ def test_arrays(tmp_path):
     weighted = files.read_labels(write(tmp_path / "c.jsonl", [label(weight=3)]))
     with pytest.raises(ValueError, match="line 1: weight = 3.0"):
         files.to_feedback(weighted, encode)
+
+
+def test_what_a_chat_template_and_a_margin_need_is_kept(tmp_path):
+    turns = chat("say", "what", "this", "good")
+    first = pair(turns, [*turns[:3], {"role": "assistant", "content": "bad"}], None, margin=2)
+    rows = [first, pair("fine", "poor", chat("tell")), pair("a", "b")]
+    loaded = files.read_pairs(write(tmp_path / "a.jsonl", rows))
+    seen = {}
+
+    def encode(prompt, response):
+        seen[response] = list(getattr(prompt, "messages", ()))
+        return np.zeros(1, np.float32)
+
+    files.to_preferences(loaded, encode)
+    assert seen["bad"] == turns[:3] and seen["fine"] == chat("tell") and seen["a"] == []
+    np.testing.assert_array_equal(files.margins(loaded), np.array([2, 0, 0], np.float32))
