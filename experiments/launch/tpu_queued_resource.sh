@@ -4,7 +4,7 @@
 #   PROJECT=my-project ZONE=us-west4-b WORKDIR=/mnt/shared/run \
 #       bash experiments/launch/tpu_queued_resource.sh
 #
-# NAME, ACCELERATOR, RUNTIME, REPOSITORY, CONFIG and MESH have defaults below. The workdir must be on a
+# NAME, ACCELERATOR, RUNTIME, REPOSITORY, CONFIG, MESH and PROMPTS have defaults below. The workdir must be on a
 # file system mounted on every host. Delete the slice afterwards:
 #   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --project="$PROJECT" --force
 set -euo pipefail
@@ -18,6 +18,7 @@ RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}   # v2-alpha-tpuv5 for v5p
 REPOSITORY=${REPOSITORY:-$(git remote get-url origin)}
 CONFIG=${CONFIG:-configs/noise_corrected_grpo.py}
 MESH=${MESH:-1,-1,1}
+PROMPTS=${PROMPTS:-256} # per step, a multiple of data * fsdp: here of 256 chips
 
 gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" --project="$PROJECT" \
   --zone="$ZONE" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME"
@@ -34,5 +35,5 @@ gcloud compute tpus tpu-vm ssh "$NAME" --project="$PROJECT" --zone="$ZONE" --wor
   cd jaxreward
   python3 -m venv .venv
   .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'
-  .venv/bin/python -m experiments.rlvr_mesh --distributed --config='$CONFIG' --workdir='$WORKDIR' --mesh='$MESH'
+  .venv/bin/python -m experiments.rlvr_mesh --distributed --config='$CONFIG' --workdir='$WORKDIR' --mesh='$MESH' --config.prompts_per_step='$PROMPTS'
 "

@@ -51,7 +51,8 @@ def test_commands_name_real_runners_and_flags():
         known = {flag.name for flag in RUNNERS[runner]}
         for argument in arguments:
             assert argument.startswith("--"), (name, argument)
-            assert argument[2:].partition("=")[0] in known, (name, argument)
+            flag = argument[2:].partition("=")[0]
+            assert flag in known or flag.startswith("config."), (name, argument)
         given = dict(a[2:].partition("=")[::2] for a in arguments)
         if not given["config"].startswith("$"):
             assert (ROOT / given["config"]).is_file()
@@ -67,3 +68,18 @@ def test_the_jobset_has_a_pod_for_every_host_of_the_slice():
     chips = _container(jobset)["resources"]["limits"]["google.com/tpu"]
     assert job["parallelism"] == job["completions"] == int(rows) * int(columns) // chips
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+
+
+CHIPS = 256
+"""Of the largest slice that a file names; that of the others divides it."""
+
+
+def test_prompts_of_a_step_split_over_the_devices():
+    """The config alone has 16, which no slice of these files can share out."""
+    for path in sorted(FOLDER.iterdir()):
+        text = path.read_text()
+        if "rlvr_mesh" not in text:
+            continue
+        assert "--config.prompts_per_step=" in text, path.name
+        found = re.findall(r"(?:prompts_per_step=|PROMPTS:-)(\d+)", text)
+        assert found and all(int(count) % CHIPS == 0 for count in found), path.name
