@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxreward.kernels.linear_log_prob import api, core, sharded, xla
+from jaxreward.kernels.linear_log_prob.blocks import Tile
 from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks, Tile, TpuBlocks
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -49,7 +50,7 @@ def same(mesh, problem, options, **where):
 
 def several_meshes():
     tokens, columns = dict(token_axes=("data", "fsdp")), dict(vocabulary_axis="tensor")
-    xla_blocks = dict(implementation="xla", block_rows=3)
+    xla_blocks = dict(implementation="xla", block_rows=3, block_columns=5)
     problem = oracle.make(0, 21, 8, 45)
     for shape, where in (
         ((8, 1, 1), tokens),
@@ -84,7 +85,7 @@ def under_the_callers_shard_map():
 
     def part(hidden, weight, bias, targets):
         outputs = core.linear_log_prob(
-            xla.kernel(4), hidden, weight, targets, bias, axis="tensor", vocabulary=30
+            xla.kernel(Tile(4, 3)), hidden, weight, targets, bias, axis="tensor", vocabulary=30
         )
         return jax.lax.psum(score(*outputs), "data")
 

@@ -23,11 +23,12 @@ def _kernel(implementation, block_rows=None, **options):
     return function
 
 
-@settings(max_examples=12)
+@settings(max_examples=16)
 @given(
     count=st.sampled_from([1, 13, 40]),
     vocabulary=st.sampled_from([1, 2, 130]),
     block_rows=st.sampled_from([1, 8, 64]),
+    block_columns=st.sampled_from([None, 1, 48, 65]),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     softcap=st.sampled_from([None, 4.0]),
     padding=st.sampled_from([0, 5]),
@@ -35,14 +36,15 @@ def _kernel(implementation, block_rows=None, **options):
     seed=st.integers(0, 2**16),
 )
 def test_blocked_values_and_gradients(
-    count, vocabulary, block_rows, temperature, softcap, padding, bias, seed
+    count, vocabulary, block_rows, block_columns, temperature, softcap, padding, bias, seed
 ):
     problem = oracle.make(seed, count, 5, vocabulary + padding, bias=bias)
     problem.targets[problem.targets >= vocabulary] = 0
     options = dict(temperature=temperature, logit_softcap=softcap)
     if padding:
         options["vocabulary"] = vocabulary
-    actual = oracle.run(_kernel("xla", block_rows, **options), problem)
+    kernel = _kernel("xla", block_rows, block_columns=block_columns, **options)
+    actual = oracle.run(kernel, problem)
     oracle.assert_close(actual, oracle.answer(problem, **options))
     assert np.all(np.asarray(actual[0][1]) <= np.float32(np.log(vocabulary)))
     np.testing.assert_array_equal(actual[1][0][oracle.idle_rows(problem)], 0.0)
@@ -198,6 +200,12 @@ def test_choice_on_this_device():
     assert api.choose(4096, 576, 49152) == "xla"
     assert 8 <= api.default_block_rows(1 << 30) < api.default_block_rows(49152) <= 4096
     assert api.default_block_rows(151936, "gpu") >= 1024
+    for vocabulary in (1, 66, 5000, 151936):
+        for count in (1, 300, 10000):
+            tile = api.default_tile(count, vocabulary, platform="cpu")
+            assert 1 <= tile.rows <= count and 1 <= tile.columns <= vocabulary
+            assert tile.rows * tile.columns <= 2 << 20
+        assert api.default_tile(8192, vocabulary, platform="gpu").columns == vocabulary
 
 
 @pytest.mark.parametrize(
@@ -205,6 +213,8 @@ def test_choice_on_this_device():
     [
         (dict(implementation="magic"), "implementation = 'magic'; allowed are"),
         (dict(block_rows=0), "block_rows = 0; allowed is >= 1"),
+        (dict(block_columns=0), "block_columns = 0; allowed is >= 1"),
+        (dict(block_columns=8, implementation="pallas_gpu"), "block_columns = 8 with"),
         (dict(temperature=0.0), "temperature = 0.0; allowed is > 0"),
         (dict(logit_softcap=-1.0), "logit_softcap = -1.0; allowed is None or > 0"),
         (dict(vocabulary=6), r"vocabulary = 6; allowed is in \[1, 5\]"),
@@ -218,6 +228,19 @@ def test_refusals(change, message):
     hidden, weight, targets = jnp.zeros((3, 2)), jnp.zeros((2, 5)), jnp.zeros((3,), jnp.int32)
     with pytest.raises(ValueError, match=message):
         api.linear_log_prob(hidden, weight, targets, **change)
+
+
+@pytest.mark.parametrize("change, name", [((jnp.int32, jnp.float32, jnp.int32), "hidden"),
+    ((jnp.float32, jnp.int32, jnp.int32), "weight"),
+    ((jnp.float32, jnp.float32, jnp.float32), "targets")])  # fmt: skip
+def test_integers_in_place_of_floats_are_refused(change, name):
+    """They would be multiplied as integers, the weight cut off after the point."""
+    shapes = ((3, 2), (2, 5), (3,))
+    arrays = [jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, change)]
+    with pytest.raises((ValueError, jaxtyping.TypeCheckError), match=name):
+        api.linear_log_prob(*arrays)
+    with pytest.raises(ValueError, match=f"{name}.*; allowed are"):
+        api.check(*arrays, None, 1.0, None, None, None)
 
 
 def test_shapes_are_refused():

@@ -1,12 +1,13 @@
 """Log-probability, entropy and normaliser of a linear head: one entry, several kernels."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxreward.kernels.linear_log_prob import core, pallas_gpu, pallas_tpu, reference, xla
 from jaxreward.kernels.linear_log_prob import token_loss as token_losses
-from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks, TpuBlocks, tpu_blocks
+from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks, Tile, TpuBlocks, tpu_blocks
 from jaxreward.kernels.linear_log_prob.token_loss import TokenLoss
 
 IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
@@ -23,6 +24,7 @@ def linear_log_prob(
     vocabulary: int | Int[Array, ""] | None = None,
     implementation: str | None = None,
     block_rows: int | None = None,
+    block_columns: int | None = None,
     blocks: TpuBlocks | GpuBlocks | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
@@ -53,10 +55,12 @@ def linear_log_prob(
       logit_softcap: optional cap `c` > 0: `c tanh(x / c)` before the temperature.
       vocabulary: real columns of a padded weight, in [1, V]; those after it take no
         probability and get no gradient. None: all V.
-      implementation: "reference" (materialises the logits), "xla" (blocks of rows),
-        "pallas_tpu" (tiles), "pallas_gpu" (tiles forward, blocks backward), or None.
+      implementation: "reference" (materialises the logits), "xla" (tiles), "pallas_tpu"
+        (tiles), "pallas_gpu" (tiles forward, blocks of rows backward), or None.
       block_rows: rows whose logits exist at a time in "xla" and in the backward of
         "pallas_gpu", >= 1; None takes them from a budget for the device.
+      block_columns: columns of them in "xla", >= 1; None takes them from a budget on a CPU
+        and is all elsewhere.
       blocks: tiles of a Pallas kernel; None takes them from `blocks.py`.
       interpret: run a Pallas kernel in the interpreter, on any device.
 
@@ -70,14 +74,15 @@ def linear_log_prob(
     check(hidden, weight, targets, bias, temperature, logit_softcap, vocabulary, block_rows)
     if implementation is None:
         implementation = choose(*hidden.shape, weight.shape[1])
-    check_implementation(implementation, block_rows, blocks, interpret)
+    tiling = (block_rows, block_columns, blocks, interpret)
+    check_implementation(implementation, *tiling)
     options = dict(
         temperature=temperature, logit_softcap=logit_softcap, vocabulary=vocabulary
     )
     operands = (hidden, weight, targets, bias)
     if hidden.shape[0] == 0 or implementation == "reference":
         return reference.linear_log_prob(*operands, **options)
-    kernel = make_kernel(implementation, hidden, weight, block_rows, blocks, interpret)
+    kernel = make_kernel(implementation, hidden, weight, *tiling)
     return core.linear_log_prob(kernel, *operands, **options)
 
 
@@ -124,16 +129,23 @@ def linear_token_loss(
 
 
 def make_kernel(
-    implementation: str, hidden, weight, block_rows=None, blocks=None, interpret=False
+    implementation: str,
+    hidden,
+    weight,
+    block_rows=None,
+    block_columns=None,
+    blocks=None,
+    interpret=False,
 ) -> core.Kernel:
     """The named kernel with its tiles for the shapes."""
     if implementation == "pallas_tpu":
         sizes = hidden.dtype.itemsize, weight.dtype.itemsize
         return pallas_tpu.kernel(blocks or tpu_blocks(hidden.shape[1], *sizes), interpret)
-    block_rows = block_rows or default_block_rows(weight.shape[1])
     if implementation == "pallas_gpu":
+        block_rows = block_rows or default_block_rows(weight.shape[1])
         return pallas_gpu.kernel(blocks or GpuBlocks(), block_rows, interpret)
-    return xla.kernel(block_rows)
+    default = default_tile(hidden.shape[0], weight.shape[1], block_rows)
+    return xla.kernel(default._replace(columns=block_columns or default.columns))
 
 
 def choose(rows: int, width: int, vocabulary: int) -> str:
@@ -160,10 +172,27 @@ def default_block_rows(vocabulary: int, platform: str | None = None) -> int:
     return min(4096, max(8, budget // (4 * vocabulary) // 8 * 8))
 
 
+def default_tile(
+    rows: int, vocabulary: int, block_rows: int | None = None, platform: str | None = None
+) -> Tile:
+    """Tile of "xla" for so many rows and columns.
+
+    On a CPU 8 MiB of float32 logits, which stay in the cache: 1,024 rows, so that the
+    gradients of the weight's columns are seldom read and written, or as many as a short
+    vocabulary allows. Elsewhere `default_block_rows` with all columns.
+    """
+    if (platform or jax.default_backend()) != "cpu":
+        return Tile(block_rows or default_block_rows(vocabulary, platform), vocabulary)
+    logits = 2 << 20
+    block_rows = block_rows or min(4096, max(1024, logits // vocabulary // 8 * 8))
+    block_rows = min(block_rows, max(rows, 1))
+    return Tile(block_rows, min(vocabulary, max(128, logits // block_rows // 128 * 128)))
+
+
 _BLOCKS = {"pallas_tpu": TpuBlocks, "pallas_gpu": GpuBlocks}
 
 
-def check_implementation(implementation, block_rows, blocks, interpret) -> None:
+def check_implementation(implementation, block_rows, block_columns, blocks, interpret) -> None:
     """Refuses an unknown implementation and options of another one."""
     if implementation not in IMPLEMENTATIONS:
         allowed = ", ".join(IMPLEMENTATIONS)
@@ -171,6 +200,11 @@ def check_implementation(implementation, block_rows, blocks, interpret) -> None:
     chosen = f"with implementation = {implementation!r}; allowed is"
     if block_rows is not None and implementation == "pallas_tpu":
         raise ValueError(f"block_rows = {block_rows} {chosen} None: this kernel takes blocks")
+    if block_columns is not None:
+        if implementation != "xla":
+            raise ValueError(f"block_columns = {block_columns} {chosen} None: only xla takes it")
+        if block_columns < 1:
+            raise ValueError(f"block_columns = {block_columns}; allowed is >= 1")
     if interpret and implementation not in _BLOCKS:
         raise ValueError(f"interpret = {interpret} {chosen} False: only Pallas is interpreted")
     kind = _BLOCKS.get(implementation)
@@ -190,8 +224,13 @@ def check(
         )
     if weight.shape[1] == 0:
         raise ValueError(f"weight {weight.shape} has no column; allowed is V >= 1")
-    if targets.shape != hidden.shape[:1]:
-        raise ValueError(f"targets {targets.shape}; allowed is {hidden.shape[:1]}")
+    for name, value in (("hidden", hidden), ("weight", weight)):
+        if not jnp.issubdtype(value.dtype, jnp.floating):  # the product would be cut to integers
+            raise ValueError(f"{name} is {value.dtype}; allowed are floating types")
+    if targets.shape != hidden.shape[:1] or not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(
+            f"targets {targets.dtype} {targets.shape}; allowed are integers {hidden.shape[:1]}"
+        )
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"bias {bias.shape}; allowed is {weight.shape[1:]}")
     if block_rows is not None and block_rows < 1:

@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxreward.kernels.linear_log_prob import xla
-from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks
+from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks, Tile
 from jaxreward.kernels.linear_log_prob.core import Head, Kernel, Scaling
 from jaxreward.kernels.linear_log_prob.statistics import LOWEST, MASKED, Statistics, Terms
 from jaxreward.kernels.linear_log_prob.varying import align, shape_like
@@ -60,9 +60,8 @@ def gradients(
     options: Options,
 ) -> tuple[Float[Array, "N D"], Head]:
     """See `core.Kernel`."""
-    return xla.block_gradients(
-        hidden, head, targets, terms, active, scaling, softcap, options.block_rows
-    )
+    tile = Tile(options.block_rows, head.weight.shape[1])
+    return xla.block_gradients(hidden, head, targets, terms, active, scaling, softcap, tile)
 
 
 def tile_statistics(

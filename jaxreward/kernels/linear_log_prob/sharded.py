@@ -35,6 +35,7 @@ def linear_log_prob(
     vocabulary: int | Int[Array, ""] | None = None,
     implementation: str | None = None,
     block_rows: int | None = None,
+    block_columns: int | None = None,
     blocks: TpuBlocks | GpuBlocks | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
@@ -68,7 +69,7 @@ def linear_log_prob(
     short = -weight.shape[1] % parts
     weight = _fill(weight, 1, parts, 0)
     bias = None if bias is None else _fill(bias, 0, parts, 0)
-    options = (implementation, block_rows, blocks, interpret)
+    options = (implementation, block_rows, block_columns, blocks, interpret)
 
     def part(hidden, weight, targets, bias, temperature, real):
         kernel = _kernel(hidden, weight, *options)
@@ -88,12 +89,12 @@ def linear_log_prob(
     return tuple(out[:rows] for out in scored(hidden, weight, targets, bias, *scalars))
 
 
-def _kernel(hidden, weight, implementation, block_rows, blocks, interpret) -> core.Kernel:
+def _kernel(hidden, weight, implementation, *tiling) -> core.Kernel:
     """The kernel for one device's shapes."""
     if implementation is None:
         implementation = api.choose(*hidden.shape, weight.shape[1])
-    api.check_implementation(implementation, block_rows, blocks, interpret)
-    return api.make_kernel(implementation, hidden, weight, block_rows, blocks, interpret)
+    api.check_implementation(implementation, *tiling)
+    return api.make_kernel(implementation, hidden, weight, *tiling)
 
 
 def _fill(array: Array, axis: int, parts: int, value) -> Array:

@@ -77,11 +77,29 @@ def of_logits(logits: Float[Array, "N V"], targets: Int[Array, "N"]) -> Statisti
 def join(statistics: Statistics, axis: str) -> Statistics:
     """Of all columns, from those of the parts held along a mesh axis."""
     top = jax.lax.pmax(statistics.top, axis)
+    parts = (*_relative_to(top, statistics), statistics.picked)
+    return Statistics(top, *jax.lax.psum(parts, axis))
+
+
+def add(first: Statistics, second: Statistics) -> Statistics:
+    """Of the columns of both."""
+    top = jnp.maximum(first.top, second.top)
+    parts = zip(_relative_to(top, first), _relative_to(top, second))
+    return Statistics(top, *(a + b for a, b in parts), first.picked + second.picked)
+
+
+def of_nothing(like: Float[Array, "N"]) -> Statistics:
+    """Of no column; varies over the mesh axes that `like` does."""
+    zero = jnp.zeros_like(like, jnp.float32)
+    return Statistics(zero + LOWEST, zero, zero, zero)
+
+
+def _relative_to(top: Float[Array, "N"], statistics: Statistics) -> tuple[Array, Array]:
+    """`total` and `mean` for a larger `top`."""
     below = statistics.top - top
     share = jnp.exp(below)
-    mean = (statistics.mean + statistics.total * below) * share
-    parts = (statistics.total * share, mean, statistics.picked)
-    return Statistics(top, *jax.lax.psum(parts, axis))
+    mean = statistics.mean + statistics.total * below
+    return statistics.total * share, mean * share
 
 
 def outputs(

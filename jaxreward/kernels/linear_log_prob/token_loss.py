@@ -84,7 +84,8 @@ def _forward(hidden, head, targets, extras, scaling, columns, static):
 
         def visit(d_head):
             d_logits = statistics.logit_gradient(logits, own_targets, terms)
-            return accumulate(d_head, own_hidden, head, d_logits * slope)
+            d_head, d_rows = accumulate(d_head, own_hidden, head, d_logits * slope)
+            return d_head, d_rows.astype(own_hidden.dtype)
 
         skip = lambda d_head: (d_head, jnp.zeros_like(own_hidden))
         d_head, d_rows = jax.lax.cond(jnp.any(active), visit, skip, d_head)
