@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxreward import schedules
 from jaxreward.checks import Number, check_number
 from jaxreward.policies import flow
-from jaxreward.policies.denoising_chain import DenoisingChain
+from jaxreward.policies.denoising_chain import DenoisingChain, check_times
 from jaxreward.schedules import Parameterization, Schedule
 
 Scalings = Callable[[Array], tuple[Array, Array]]
@@ -141,11 +141,9 @@ def consistency_chain(
         added at its own level. Nothing depends on it, so it only adds variance.
 
     Raises:
-      ValueError: fewer than 2 times, which leave no action.
+      ValueError: fewer than 2 times, which leave no action, or one without noise.
     """
-    if len(times) < 2:
-        raise ValueError(f"{len(times)} times leave no action; allowed are >= 2")
-    times = np.asarray(times, np.float32)
+    times = check_times(schedule, times)
     after = np.append(times[1:], times[-1:]) if last_action else times[1:]
 
     def move(params: Any, x: Array, i: Array, condition: Any) -> flow.Gaussian:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxreward.checks import Number, check_choice
+from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.policies import flow
 from jaxreward.policies.flow import Gaussian
 from jaxreward.schedules import Schedule
@@ -109,10 +109,11 @@ def ddim_chain(
     (arXiv 2305.13301).
 
     Raises:
-      ValueError: fewer than 2 times.
+      ValueError: fewer than 2 times or one without noise, `eta` not in (0, 1].
     """
+    check_number("eta", eta, lambda x: (x > 0) & (x <= 1), "(0, 1]; a decision is random")
     step = lambda x, found, t, then: flow.ddim_move(schedule, x, found, t, then, eta)
-    return _chain(denoise, times, step)
+    return _chain(denoise, schedule, times, step)
 
 
 def sde_chain(
@@ -123,13 +124,13 @@ def sde_chain(
 ) -> DenoisingChain:
     """Euler-Maruyama steps of the reverse SDE (see `flow.sde_move`), otherwise as `ddim_chain`."""
     step = lambda x, found, t, then: flow.sde_move(schedule, x, found, t, then, diffusion(t))
-    return _chain(denoise, times, step)
+    return _chain(denoise, schedule, times, step)
 
 
-def _chain(denoise: Denoise, times, step: Callable[..., Gaussian]) -> DenoisingChain:
-    if len(times) < 2:
-        raise ValueError(f"{len(times)} times leave no action; allowed are >= 2")
-    times = np.asarray(times, np.float32)
+def _chain(
+    denoise: Denoise, schedule: Schedule, times, step: Callable[..., Gaussian]
+) -> DenoisingChain:
+    times = check_times(schedule, times)
 
     def move(params: Any, x: Array, i: Array, condition: Any) -> Gaussian:
         t, then = jnp.asarray(times)[i], jnp.asarray(times)[i + 1]
@@ -139,6 +140,27 @@ def _chain(denoise: Denoise, times, step: Callable[..., Gaussian]) -> DenoisingC
         return denoise(params, x, times[-1], condition).clean
 
     return DenoisingChain(move, finish, len(times) - 1, len(times) - 1)
+
+
+def check_times(
+    schedule: Schedule, times: Float[Array | np.ndarray, "S1"]
+) -> Float[np.ndarray, "S1"]:
+    """The times of a chain as numpy.
+
+    Raises:
+      ValueError: fewer than 2, not descending, or one at which there is no noise.
+    """
+    times = np.asarray(times, np.float32)
+    if len(times) < 2:
+        raise ValueError(f"{len(times)} times leave no action; allowed are >= 2")
+    with jax.ensure_compile_time_eval():
+        noise = np.asarray(schedule.sigma(jnp.asarray(times)))
+    if not (np.all(np.diff(times) < 0) and np.all(noise > 0)):
+        raise ValueError(
+            f"times = {times.tolist()}; allowed are descending ones at which sigma > 0, so that every "
+            "action has a density"
+        )
+    return times
 
 
 def repeat(tree: Any, times: int) -> Any:

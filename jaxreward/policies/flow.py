@@ -92,8 +92,13 @@ def grid(schedule: Schedule, steps: int, end: float = 0.0) -> Float[Array, "S1"]
 
 
 def velocity(schedule: Schedule, estimate: Estimate, t: Array | Number) -> Array:
-    """The drift of the probability flow, `alpha'(t) clean + sigma'(t) noise`."""
+    """The drift of the probability flow, `alpha'(t) clean + sigma'(t) noise`.
+
+    Without noise sigma may rise infinitely steeply, as the root of a table that starts at 1 does;
+    the second part is left out there.
+    """
     rate_of_alpha, rate_of_sigma = schedules.slopes(schedule, t, estimate.clean)
+    rate_of_sigma = jnp.where(jnp.isfinite(rate_of_sigma), rate_of_sigma, 0.0)
     return rate_of_alpha * estimate.clean + rate_of_sigma * estimate.noise
 
 
@@ -112,7 +117,8 @@ def solve_ode(
       schedule: its schedule.
       x: the state at `times[0]`.
       times: the grid, at least two.
-      method: "euler", one call a step; "heun", two calls, second order.
+      method: "euler", one call a step; "heun", two calls, second order (Euler's step to a time at
+        which sigma is infinitely steep, as arXiv 2206.00364 does at 0).
 
     Raises:
       ValueError: an unknown method.
@@ -125,7 +131,9 @@ def solve_ode(
         first = drift(x, t)
         moved = x + (after - t) * first
         if method == "heun":
-            moved = x + 0.5 * (after - t) * (first + drift(moved, after))
+            smooth = jnp.isfinite(schedules.slopes(schedule, after, x)[1])
+            second = x + 0.5 * (after - t) * (first + drift(moved, after))
+            moved = jnp.where(smooth, second, moved)
         return moved, None
 
     return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
@@ -252,9 +260,11 @@ def ddim_invert(
 ) -> Float[Array, "B *shape"]:
     """The state at `times[0]` from which deterministic DDIM over the grid arrives at `x`.
 
-    A step needs the noise estimate at the state that it looks for. It starts from the estimate
-    at the state it comes from (arXiv 2105.05233, appendix F) and is made consistent by fixed-point
-    iterations, which converge on a grid that is fine enough.
+    A step needs the estimate at the state that it looks for. It starts from the estimate at the
+    state it comes from (arXiv 2105.05233, appendix F) and is made consistent by fixed-point
+    iterations, which converge on a grid that is fine enough. They follow the noise estimate where
+    there is more signal than noise and the clean one elsewhere: each hardly depends on the state
+    there. (At alpha 0 the noise estimate is the state itself, and says nothing.)
 
     Args:
       denoise: the denoiser; needs sigma > 0 at `times[-1]` only if its noise estimate does.
@@ -273,11 +283,15 @@ def ddim_invert(
         alpha, sigma = schedules.levels(schedule, t, x)
         alpha_before, sigma_before = schedules.levels(schedule, before, x)
 
-        def undone(noise: Array) -> Array:
-            return alpha_before / alpha * (x - sigma * noise) + sigma_before * noise
+        def undone(estimate: Estimate) -> Array:
+            clean = (x - sigma * estimate.noise) / jnp.where(alpha > 0, alpha, 1.0)
+            noise = (x - alpha * estimate.clean) / jnp.where(sigma > 0, sigma, 1.0)
+            by_noise = alpha_before * clean + sigma_before * estimate.noise
+            by_clean = alpha_before * estimate.clean + sigma_before * noise
+            return jnp.where(sigma > alpha, by_clean, by_noise)
 
-        again = lambda _, guess: undone(denoise(guess, before).noise)
-        return jax.lax.fori_loop(0, refine, again, undone(denoise(x, t).noise)), None
+        again = lambda _, guess: undone(denoise(guess, before))
+        return jax.lax.fori_loop(0, refine, again, undone(denoise(x, t))), None
 
     upward = times[::-1]
     return jax.lax.scan(step, x, (upward[:-1], upward[1:]))[0]

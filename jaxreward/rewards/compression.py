@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 def compressed_bytes(images: Float[Array | np.ndarray, "*batch H W C"]) -> Float[Array, "*batch"]:
     """Size in bytes, float32, of each picture as zlib (level 9) packs its 8-bit pixels.
 
-    Safe under `jit` and `vmap`; computed on the host, without gradient.
+    NaN for a picture that holds one: there is nothing to pack. Safe under `jit` and `vmap`; computed on the host, without gradient.
 
     Args:
       images: values in [-1, 1]; others are clipped.
@@ -25,7 +25,10 @@ def compressed_bytes(images: Float[Array | np.ndarray, "*batch H W C"]) -> Float
 def compressed_sizes(images: Any) -> np.ndarray:
     """The same on the host, for anything that numpy takes for an array."""
     images = np.asarray(images)
-    pixels = np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    unknown = np.isnan(images)
+    shown = np.where(unknown, 0.0, np.clip(images, -1.0, 1.0))
+    pixels = np.round((shown + 1.0) * 127.5).astype(np.uint8)
     flat = pixels.reshape((-1,) + pixels.shape[-3:])
     sizes = [len(zlib.compress(picture.tobytes(), 9)) for picture in flat]
-    return np.asarray(sizes, np.float32).reshape(images.shape[:-3])
+    found = np.asarray(sizes, np.float32).reshape(images.shape[:-3])
+    return np.where(np.any(unknown, axis=(-3, -2, -1)), np.float32(np.nan), found)

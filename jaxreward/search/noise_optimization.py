@@ -141,8 +141,7 @@ def reno(
     best = (jnp.float32(jnp.inf), noise, jnp.zeros(shape.shape, shape.dtype))
     start = (noise, optimizer.init(noise), best)
     (_, _, best), (course, norms, seen) = jax.lax.scan(step, start, None, length=settings.steps)
-    made = settings.steps
-    spent = Spent(made, made, made * course.shape[-1], made)
+    spent = _spent(settings, course.shape[-1])
     return Found(best[1], best[2], best[0], course, norms, spent, seen)
 
 
@@ -179,8 +178,7 @@ def carinox(
     found = jax.vmap(climb)(noises)
     best = jnp.argmin(found.loss)
     first = jax.tree.map(lambda leaf: leaf[best], (found.noise, found.image, found.loss))
-    made, count = settings.steps, noises.shape[0]
-    spent = times(Spent(made, made, made * found.losses.shape[-1], made), count)
+    spent = times(_spent(settings, found.losses.shape[-1]), noises.shape[0])
     return Found(*first, found.losses, found.norms, spent, found.watched)
 
 
@@ -215,7 +213,8 @@ def best_within(
     """Smallest weighted loss among the first `budget` candidates of every climb.
 
     Returns:
-      The loss, and its position in the flattened `[K, budget]` candidates, the first on ties.
+      The loss, and its position in the flattened `[K, budget]` candidates, the first on ties. A NaN
+      is never the smallest.
 
     Raises:
       ValueError: `budget` is not in `1 .. N`.
@@ -223,6 +222,7 @@ def best_within(
     if not 1 <= budget <= losses.shape[-2]:
         raise ValueError(f"budget = {budget}; allowed is 1 to {losses.shape[-2]}")
     total = (losses @ weights)[..., :budget].reshape(-1)
+    total = jnp.where(jnp.isnan(total), jnp.inf, total)
     best = jnp.argmin(total)
     return total[best], best.astype(jnp.int32)
 
@@ -237,6 +237,12 @@ def best_so_far(totals: Float[Array, "N"]) -> Int[Array, "N"]:
     before = jnp.concatenate([jnp.full((1,), jnp.inf), least[:-1]])
     better = jnp.where(totals < before, jnp.arange(len(totals), dtype=jnp.int32), 0)
     return jax.lax.cummax(better)
+
+
+def _spent(settings: Climb, rewards: int) -> Spent:
+    """Of one climb; gradients that are clipped apart take a backward pass for each reward."""
+    made = settings.steps
+    return Spent(made, made, made * rewards, made * (rewards if settings.clip_each else 1))
 
 
 def _gradient(noise: Array, pull: Callable, weights: Array, settings: Climb) -> Array:

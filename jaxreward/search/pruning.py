@@ -2,7 +2,7 @@
 
 Candidates are scored by their clean estimates at a few steps of the sampler, each time only the
 best are kept, and the choice among those that reach the end is made by the reward itself. Counts
-are Python integers, so every shape is static.
+are Python integers, so every shape is static. A score or reward that is NaN is the worst of all.
 """
 
 from typing import Any, Callable, NamedTuple, Sequence
@@ -99,7 +99,7 @@ def spent(count: int, schedule: Schedule, total: int, rewards: int = 1) -> Spent
 
 def rank_sum(rewards: Float[Array, "N M"]) -> Float[Array, "N"]:
     """Sum over rewards of the rank among the candidates, 0 for the worst; ties in order."""
-    ranks = jnp.argsort(jnp.argsort(rewards, axis=0), axis=0)
+    ranks = jnp.argsort(jnp.argsort(_known(rewards), axis=0), axis=0)
     return jnp.sum(ranks, axis=1).astype(jnp.float32)
 
 
@@ -135,7 +135,7 @@ def prune_table(
     for stage, count in enumerate(survivors(stages.shape[0], keep)):
         alive = alive[_best(stages[alive, stage], count)]
         kept.append(alive)
-    winner = alive[jnp.argmax(final[alive])]
+    winner = alive[jnp.argmax(_known(final)[alive])]
     return Pruned(winner, final[winner], tuple(kept))
 
 
@@ -174,7 +174,7 @@ def pruned_search(
             alive = alive[index]
             kept.append(alive)
     final = reward(estimates)
-    best = jnp.argmax(final)
+    best = jnp.argmax(_known(final))
     return estimates[best], Pruned(alive[best], final[best], tuple(kept))
 
 
@@ -217,4 +217,8 @@ def kept_best(
 
 def _best(scores: Array, count: int) -> Array:
     """Indices of the `count` largest, ascending; the earlier on ties."""
-    return jnp.sort(jnp.argsort(-scores)[:count]).astype(jnp.int32)
+    return jnp.sort(jnp.argsort(-_known(scores))[:count]).astype(jnp.int32)
+
+
+def _known(scores: Array) -> Array:
+    return jnp.where(jnp.isnan(scores), -jnp.inf, scores)

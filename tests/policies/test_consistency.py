@@ -121,6 +121,8 @@ def test_chain_actions():
 def test_bad_inputs():
     with pytest.raises(ValueError, match="1 times leave no action"):
         consistency.consistency_chain(lambda p, x, t, c: x, TABLE, consistency.grid(1))
+    with pytest.raises(ValueError, match=r"times = \[1.0, 0.0\]; allowed are descending"):
+        consistency.consistency_chain(lambda p, x, t, c: x, schedules.flow(), np.array([1.0, 0.0]))
     for steps in (0, 51):
         with pytest.raises(ValueError, match="steps"):
             consistency.grid(steps)

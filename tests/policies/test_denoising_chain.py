@@ -205,3 +205,11 @@ def test_bad_inputs():
         chains.denoising_policy(CHAINS["ddim"], init, SHAPE, reduction="max")
     with pytest.raises(ValueError, match="1 times leave no action"):
         chains.ddim_chain(lambda *_: None, TABLE, np.array([999.0]))
+    for eta in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"eta = {eta}; allowed is"):
+            chains.ddim_chain(lambda *_: None, TABLE, np.array([999.0, 99.0]), eta)
+    for times in ([1.0, 0.5, 0.0], [0.5, 1.0]):  # no noise, or the wrong way
+        with pytest.raises(ValueError, match="allowed are descending ones at which sigma > 0"):
+            chains.ddim_chain(lambda *_: None, STRAIGHT, np.array(times))
+        with pytest.raises(ValueError, match="allowed are descending ones at which sigma > 0"):
+            chains.sde_chain(lambda *_: None, STRAIGHT, np.array(times), jnp.sqrt)

@@ -163,6 +163,8 @@ def test_winner_over_seeds_and_iterates():
     loss, position = search.best_within(table[..., None], ONE, 4)
     assert (float(loss), int(position)) == (pytest.approx(2.2), 5)
     assert int(search.best_within(table[..., None], ONE, 1)[1]) == 1
+    unknown = table.at[0, 0].set(jnp.nan)
+    assert int(search.best_within(unknown[..., None], ONE, 4)[1]) == 5
 
 
 def test_exploration_returns_the_best_climb(key):
@@ -175,7 +177,9 @@ def test_exploration_returns_the_best_climb(key):
     np.testing.assert_allclose(found.loss, best.loss, rtol=1e-5)
     np.testing.assert_allclose(found.noise, best.noise, rtol=1e-4)
     np.testing.assert_allclose(search.best_within(found.losses, weights, 6)[0], best.loss, rtol=1e-5)
-    assert found.spent == accounting.Spent(24, 24, 48, 24)
+    assert found.spent == accounting.Spent(24, 24, 48, 48)  # a backward pass for each reward
+    joint = search.reno(noises[0], linear, two_losses, weights, settings._replace(clip_each=False))
+    assert (each[0].spent.backward_calls, joint.spent.backward_calls) == (12, 6)
 
 
 def test_limits_of_carinox(key):

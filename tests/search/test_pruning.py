@@ -113,6 +113,23 @@ def test_rank_sum_of_the_card():
     assert int(jnp.argmax(sums)) == 1
 
 
+def test_a_score_that_is_not_known_never_wins():
+    nan = float("nan")
+    final = jnp.array([1.0, nan, 3.0, 2.0])
+    assert int(pruning.prune_table(final[:, None][:, :0], final, ()).winner) == 2
+    stages = jnp.array([[1.0], [5.0], [nan], [2.0]])
+    found = pruning.prune_table(stages, jnp.array([1.0, 2.0, 9.0, 3.0]), (0.75,))
+    np.testing.assert_array_equal(found.kept[0], [0, 1, 3])
+    sums = pruning.rank_sum(jnp.array([[1.0, nan], [2.0, 1.0], [nan, 2.0]]))
+    np.testing.assert_array_equal(sums, [1, 3, 2])
+    step = lambda states, s: (states, states)
+    last = lambda images: jnp.where(images[:, 0] > 2, jnp.nan, images[:, 0])
+    plan = Schedule((), ())
+    score = lambda images, stage: images[:, 0]
+    image, found = pruning.pruned_search(jnp.arange(4.0)[:, None], step, score, last, plan, 2)
+    assert int(found.winner) == 2 and float(image[0]) == 2.0
+
+
 def test_relative_increase_of_the_card():
     budgets = range(400, 2001, 400)
     searched = jnp.array([1.1, 1.32, 1.4, 1.45, 1.49])
