@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments import cli
+from jaxreward.training.exits import ConfigError
 
 TOLERANCE = 2e-4
 """Largest difference of logits."""
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
         cli.Flag("write_fixtures", help="folder for the tiny checkpoints and the answers"),
     )
     values = cli.parse(argv, flags).values
+    _check(values["gguf"])
     rows, keep = [], values["write_fixtures"]
     for name in CASES:
         with tempfile.TemporaryDirectory() as scratch:
@@ -74,6 +76,18 @@ def main(argv: list[str]) -> int:
         good = good and max(logits, again) <= TOLERANCE and equal == NEW_TOKENS
     print("all agree" if good else f"NOT ALL AGREE: bar {TOLERANCE}")
     return 0 if good else 1
+
+
+def _check(gguf: str | None) -> None:
+    """Raises ConfigError for what the comparison cannot do without."""
+    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} not installed; allowed is to compare where they are "
+            "(pip install torch transformers)"
+        )
+    if gguf and not pathlib.Path(gguf).is_file():
+        raise ConfigError(f"--gguf={gguf}: there is no such file")
 
 
 def _installed_gguf() -> str | None:
@@ -179,4 +193,5 @@ def our_answers(config, params, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with cli.exit_codes():
+        sys.exit(main(sys.argv[1:]))
