@@ -169,14 +169,14 @@ def _judge_mdp(path: Path) -> dict:
 
     import numpy as np
 
-    from experiments import reward_judgement
+    from experiments import mdp_judgement
 
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, ValueError) as error:
         raise ValueError(f"--mdp = {path} is not a whole .npz file ({error})") from error
-    return reward_judgement.judge_mdp(arrays)
+    return mdp_judgement.judge_mdp(arrays)
 
 
 if __name__ == "__main__":

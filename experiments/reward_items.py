@@ -207,8 +207,10 @@ def _item(number: int, record: dict[str, Any], scored: bool) -> Item:
 
 def _check_scores(scores: dict[str, tuple[float, ...]], rejected: int) -> None:
     """Refuses scores that are absent or not as many as they should be."""
-    if len(scores["chosen_score"]) != 1 or not scores["rejected_score"]:
-        _refuse("no_score" if not scores["chosen_score"] else "several_scores_of_chosen")
+    if not scores["chosen_score"] or not scores["rejected_score"]:
+        _refuse("no_score")
+    if len(scores["chosen_score"]) != 1:
+        _refuse("several_scores_of_chosen")
     if rejected not in (0, len(scores["rejected_score"])):
         _refuse("rejected_and_scores_differ_in_number")
     if len(scores["prompt_form_scores"]) % (1 + len(scores["rejected_score"])):

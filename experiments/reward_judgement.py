@@ -6,7 +6,7 @@ at 95% over problems, or None where there is nothing to measure.
 
 import functools
 import math
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,10 @@ import numpy as np
 
 from experiments.reward_items import Item
 from jaxreward import masked
-from jaxreward.evaluation import best_of_n, finite_mdp, reward_benchmarks as benchmarks
+from jaxreward.evaluation import best_of_n, reward_benchmarks as benchmarks
 from jaxreward.evaluation import reward_calibration as calibration
-from jaxreward.evaluation import reward_distances, reward_sensitivity as sensitivity
+from jaxreward.evaluation import reward_sensitivity as sensitivity
 
-METRICS = ("VAL-2-2", "Minimal-2-2", "EPIC-2-2", "DARD-2-2")
 Z = 1.959964
 
 Figure = dict[str, float | int | None]
@@ -30,6 +29,7 @@ class Scored(NamedTuple):
     Attributes:
       chosen: `[B]`.
       rejected: `[B, R]`.
+      others: `[B]`, how many rejected answers there are.
       contrast: `[B, 2, 2]`, see `reward_benchmarks.response_consistency`.
       forms: `[B, F]`.
       reworded: `[B, W, 1 + R]`, the chosen and the rejected under other wordings of the prompt.
@@ -42,6 +42,7 @@ class Scored(NamedTuple):
 
     chosen: np.ndarray
     rejected: np.ndarray
+    others: np.ndarray
     contrast: np.ndarray
     forms: np.ndarray
     reworded: np.ndarray
@@ -103,6 +104,7 @@ def _arrays(items: Sequence[Item], rows: list[list[Sequence[float]]]) -> Scored:
     width = max(map(len, samples))
     return Scored(
         _padded([row[:1] for row in chosen])[:, 0], _padded(rejected),
+        np.nan_to_num(_padded([[len(row)] for row in rejected])[:, 0]),
         _padded(whole)[:, :4].reshape(-1, 2, 2), _padded(forms), _reworded(rejected, reworded),
         _padded(samples, width),
         _padded([item.gold for item in items], width), _padded(answers, width),
@@ -293,9 +295,8 @@ def _figure(value: Any, low: Any = None, high: Any = None, count: int | None = N
 
 
 def _scores(s: Scored, mask: np.ndarray) -> dict[str, Any]:
-    texts = np.isfinite(s.rejected_length) | np.isfinite(s.rejected)
-    rows = texts.any(1)
-    every = np.concatenate([s.chosen[rows], s.rejected[texts]])
+    there = np.arange(s.rejected.shape[1])[None, :] < s.others[:, None]
+    every = np.concatenate([s.chosen[s.others > 0], s.rejected[there]])
     known = every[np.isfinite(every)]
     return {
         "count": len(every),
@@ -397,54 +398,4 @@ def _best_of_n(s: Scored, m: dict[str, Any]) -> dict[str, Any] | None:
     if np.isfinite(s.answers).any():
         top = np.take_along_axis(s.gold, own["top"][:, None], axis=1)[:, 0]
         found["top_with_majority"] = mean(top, rows)
-    return found
-
-
-def judge_mdp(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Distances and regrets of every reward from `gold` in a finite MDP.
-
-    Args:
-      arrays: `transitions` [S, A, S], `discount`, `gold` [S, A, S], optionally `start` [S]; all
-        others are rewards [S, A, S].
-
-    Raises:
-      ValueError: an array is missing, has another shape, or a reward that is not finite.
-    """
-    for name in ("transitions", "discount", "gold"):
-        if name not in arrays:
-            raise ValueError(f"--mdp has no array {name!r}; there are {', '.join(arrays)}")
-    discount = np.asarray(arrays["discount"])
-    if discount.shape != ():
-        raise ValueError(f"discount has shape {discount.shape}; allowed is a number")
-    rest = [n for n in arrays if n not in ("transitions", "discount", "start", "gold")]
-    if not rest:
-        raise ValueError("--mdp holds no reward beside gold")
-    order = (*METRICS, "regret", "worst_case_regret")  # which a program returns sorted
-    with jax.enable_x64(True):  # values are as large as 1 / (1 - discount)
-        mdp = finite_mdp.make_mdp(arrays["transitions"], float(discount), arrays.get("start"))
-        rewards = {name: _reward(name, arrays[name], mdp) for name in ("gold", *rest)}
-        gold = rewards.pop("gold")
-        found = {name: _distances(mdp, gold, reward) for name, reward in rewards.items()}
-        return {name: {key: float(own[key]) for key in order} for name, own in found.items()}
-
-
-def _reward(name: str, values: np.ndarray, mdp: finite_mdp.FiniteMDP) -> jax.Array:
-    """A reward `[S, A, S]`, checked."""
-    if np.shape(values) != mdp.transitions.shape:
-        allowed = mdp.transitions.shape
-        raise ValueError(f"{name} has shape {np.shape(values)}; allowed is {allowed}")
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"{name} has a value that is not finite; allowed are numbers")
-    return jnp.asarray(values, mdp.transitions.dtype)
-
-
-@jax.jit
-def _distances(mdp, gold, reward) -> dict[str, jax.Array]:
-    found = {
-        name: reward_distances.reward_distance(
-            mdp, gold, reward, reward_distances.reward_metric(name))
-        for name in METRICS
-    }
-    found["regret"] = finite_mdp.optimal_policy_regret(mdp, gold, reward)
-    found["worst_case_regret"] = finite_mdp.worst_case_regret(mdp, gold, reward)
     return found

@@ -78,7 +78,8 @@ def _numbers(path: str, values: Any, count: int) -> np.ndarray:
     try:
         if isinstance(values, (str, bytes, dict, set)):
             raise TypeError(type(values).__name__)
-        listed = [_number(value) for value in values]
+        detached = values.detach() if hasattr(values, "detach") else values  # of torch
+        listed = [_number(value) for value in detached]
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"--callable = {path!r} returned what is no list of numbers") from error
     if len(listed) != count:

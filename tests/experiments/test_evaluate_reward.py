@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import evaluate_reward, reward_items, reward_judgement, reward_sources
+from experiments import (
+    evaluate_reward, mdp_judgement, reward_items, reward_judgement, reward_sources,
+)  # fmt: skip
 from jaxreward.tasks.preference_rows import dialogue
 
 CALLS = []
@@ -119,6 +121,16 @@ def test_scores_in_parquet_and_jsonl_agree(tmp_path):
     rank = np.mean([1 / 3, 1 / 3, 1 / 2, 1])
     assert value(first["preference"], "reciprocal_rank") == pytest.approx(rank)
     assert [g["value"] for g in first["best_of_n"]["gold"]] == [0.5, 1.0]
+
+
+def test_missing_scores_count_without_texts_too(tmp_path):
+    own = {"chosen_score": 2.0, "rejected_score": [1.0, None, math.nan]}
+    rows = [own, {"chosen_score": 0.0, "rejected_score": [None]}]
+    assert run(tmp_path, "--items", write(tmp_path / "a.jsonl", rows), "--scores") == 0
+    found = summary(tmp_path)
+    assert {k: found["scores"][k] for k in ("count", "missing", "comparisons")} == {
+        "count": 6, "missing": 3, "comparisons": 1}
+    assert found["preference"]["accuracy"]["count"] == 1
 
 
 def test_small_differences_of_large_scores_count(tmp_path):
@@ -235,6 +247,7 @@ def test_further_records_that_are_refused(tmp_path, changes, reason):
         (dict(rejected=["a", "b"]), "rejected_and_scores_differ_in_number"),
         (dict(contrast_score=[1.0, 2.0]), "contrast_score_is_not_four_numbers"),
         (dict(chosen_score=None), "no_score"),
+        (dict(rejected_score=None), "no_score"),
         (dict(chosen_score="2"), "wrong_kind"),
     ],
 )
@@ -425,7 +438,7 @@ def test_distances_in_an_mdp(tmp_path, capsys):
     assert "impossible" in capsys.readouterr().out
     potential = np.array([50.0, -30.0])
     shaped = 3 * gold + 0.999 * potential[None, None] - potential[:, None, None]
-    near_one = reward_judgement.judge_mdp({**arrays, "discount": np.array(0.999), "shaped": shaped})
+    near_one = mdp_judgement.judge_mdp({**arrays, "discount": np.array(0.999), "shaped": shaped})
     assert max(abs(x) for x in near_one["shaped"].values()) < 1e-7
     assert not jax.config.jax_enable_x64
     for change, message in (

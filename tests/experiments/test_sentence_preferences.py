@@ -14,8 +14,9 @@ from jaxreward.training.exits import ConfigError
 def test_smoke(tmp_path):
     config, results = smokes.run("sentence_preferences", tmp_path)
     assert set(results) == set(config.study.arms) and config.seeds == 2
-    # after so few steps two arms may agree to the last bit, as on jax 0.11.2
-    assert len({own["log_loss"]["mean"] for own in results.values()}) >= len(results) - 1
+    # Where early stopping finds nothing better than the end, these two are one, as on jax 0.11.2.
+    losses = {arm: own["log_loss"]["mean"] for arm, own in results.items() if arm != "plain_25_long"}
+    assert len(set(losses.values())) == len(losses)
 
 
 @pytest.mark.parametrize(
