@@ -2,6 +2,7 @@
 
 import json
 
+import processes
 import pytest
 
 from experiments import benchmark
@@ -51,8 +52,9 @@ def test_a_wrong_loss_is_refused():
         linear_log_prob._check_losses(entries)
 
 
-def test_compiled_only():
+def test_compiled_only(monkeypatch, optimized):
     """Three products of 2 N D V, or four, and never all logits in memory."""
+    monkeypatch.setenv("XLA_FLAGS", processes.xla_flags(optimized=True))  # libtpu knows no others
     shape = dict(rows=2048, width=256, vocabulary=151936, dtype="bfloat16")
     found = linear_log_prob.analyse(shape)
     logits = 4 * shape["rows"] * shape["vocabulary"]

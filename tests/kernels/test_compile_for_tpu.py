@@ -2,11 +2,9 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import processes
 import pytest
 
 ROWS, WIDTH, VOCABULARY = 8000, 384, 50001
@@ -24,9 +22,9 @@ ENVIRONMENT = {
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiles_without_logits(topology):
     script = pathlib.Path(__file__).with_name("compile_for_tpu.py")
-    command = [sys.executable, str(script), topology, *map(str, (ROWS, WIDTH, VOCABULARY))]
-    environment = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = processes.python(
+        script, topology, ROWS, WIDTH, VOCABULARY, optimized=True, **ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["kernels"] == ["forward_kernel", "hidden_kernel", "weight_kernel"]
