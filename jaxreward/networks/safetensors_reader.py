@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  numpy learns of bfloat16
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from jaxreward.networks.weight_files import (
     Extent,
@@ -87,8 +87,11 @@ def open_file(path: pathlib.Path) -> dict[str, StoredTensor]:
 def _read(path: pathlib.Path, name: str, entry: dict[str, Any], index: Index) -> np.ndarray:
     if entry["dtype"] not in FLOATS:
         raise ValueError(f"{path}: {name} has type {entry['dtype']}; allowed are {FLOATS}")
-    with safe_open(str(path), framework="numpy") as file:
-        return file.get_slice(name)[index]
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return file.get_slice(name)[index]
+    except SafetensorError as error:  # the library is stricter than we are
+        raise ValueError(f"{path}: {name} cannot be read ({error})") from error
 
 
 def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -112,7 +115,9 @@ def read_header(path: pathlib.Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{path} is truncated: a header of {length} bytes in {size}")
         file.seek(8)
         entries = _parse(path, file.read(length))
-    entries.pop("__metadata__", None)
+    notes = entries.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError(f"{path}: __metadata__ is {notes!r:.80}; allowed are texts by name")
     _check_entries(path, entries, size - 8 - length)
     return entries
 

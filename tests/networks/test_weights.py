@@ -182,6 +182,8 @@ def tamper(path, kind):
     elif kind == "dtype":
         norm["dtype"] = "Q9"
         write(path, header, data)
+    elif kind == "notes":
+        write(path, header | {"__metadata__": {"format": {"deep": 1}}}, data)
     elif kind == "twice":
         text = json.dumps(header)
         own = json.dumps({"model.norm.weight": norm})[1:-1]
@@ -202,6 +204,7 @@ def tamper(path, kind):
         ("past the end", "model.norm.weight ends at byte"),
         ("shape", "model.norm.weight of type F32 and shape .1099511627776. takes"),
         ("dtype", "model.norm.weight has type 'Q9'"),
+        ("notes", "__metadata__ is .'format'.*; allowed are texts by name"),
         ("twice", "'model.norm.weight' stands there twice"),
         ("pickle", "pickle by its first bytes"),
         ("zip", "pickle by its first bytes"),
@@ -217,6 +220,14 @@ def test_files_that_are_damaged_or_hostile(saved, kind, message):
     tracemalloc.stop()
     assert str(path) in str(error.value)
     assert peak < 100e6
+
+
+def test_a_file_that_is_torn_after_it_was_opened_names_the_tensor(saved):
+    checkpoint = weights.open_checkpoint(saved[0])
+    path = saved[0] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.safetensors: .* cannot be read"):
+        weights.load_params(checkpoint)
 
 
 def test_pickles_are_refused_by_name(saved):
