@@ -30,7 +30,7 @@ demo: install
 	$(PY) -m experiments.results_table $(RUNS)
 
 test: install
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(PY) -m pytest -n auto --dist loadfile -m slow

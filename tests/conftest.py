@@ -25,6 +25,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+LONGEST = (
+    "test_generator_smokes", "test_reward_study_smokes", "test_answer_scores", "test_rlvr",
+    "test_battery", "test_battery_devices", "test_sharding_multi_device", "test_precision",
+    "test_rlvr_pretrained", "test_prompted_digits", "test_benchmark_generate", "test_transformer",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture
 def key() -> jax.Array:
     """A typed key."""

@@ -116,7 +116,8 @@ def test_a_separator_that_is_no_token_is_refused(problem, text):
 def test_a_run_learns_from_the_answers(tmp_path):
     from test_rlvr import run
 
-    done = run(f"--config={CONFIGS[1]}:smoke", f"--workdir={tmp_path / 'run'}")
+    fewer = "--config.tune.seeds=1"  # as many runs as are compared: one compilation
+    done = run(f"--config={CONFIGS[1]}:smoke", f"--workdir={tmp_path / 'run'}", fewer)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "were not read" not in done.stderr
     lines = (tmp_path / "run/compare/metrics.jsonl").read_text().splitlines()

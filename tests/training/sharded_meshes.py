@@ -21,6 +21,7 @@ def train(mesh, steps=10):
     """Tokens and losses of every step, the figures at learning rate 0, the final state."""
     step = toy.iteration(mesh)
     state, prompts = toy.start(mesh)
+    start = state.params
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     same, still = step(state, prompts, jnp.float32(0.0))
     figures = {
@@ -37,6 +38,7 @@ def train(mesh, steps=10):
         losses.append(float(metrics["train/loss"]))
     assert placed == jax.tree.map(lambda leaf: leaf.sharding, state)
     assert len(COMPILED) == compiled, "a later step was compiled again"
+    figures["learned"] = max(_distance(state.params, start))
     return np.stack(tokens), np.array(losses), figures, state
 
 
@@ -57,7 +59,6 @@ def compare(folder):
         figures["tokens"] = bool(np.array_equal(tokens, first[0]))
         figures["loss"] = float(np.max(np.abs(losses / first[1] - 1)))
         figures["params"] = max(_distance(state.params, first[2].params))
-        figures["learned"] = max(_distance(state.params, toy.start(mesh)[0].params))
         found["x".join(map(str, sizes))] = figures
     with checkpoint.open_checkpoints(folder) as checkpoints:
         checkpoints.save(10, states[MESHES[2]], {})

@@ -15,7 +15,7 @@ from jaxreward.training.step import make_update_step
 from jaxreward.transforms import advantage
 from jaxreward.types import make_signal
 
-SIZES = dict(vocab_size=50, width=64, layers=4, heads=4, kv_heads=2, intermediate=96)
+SIZES = dict(vocab_size=50, width=64, layers=2, heads=4, kv_heads=2, intermediate=96)
 SHORT = TransformerConfig(**SIZES, dtype="bfloat16", param_dtype="bfloat16")
 PROMPTS = language.Prompts(
     jax.random.randint(jax.random.key(7), (4, 6), 3, 50, jnp.int32),
@@ -69,29 +69,27 @@ def test_without_parameters():
         optimizer.update(params, optimizer.init(params))
 
 
-def make_step(policy):
+@pytest.fixture(scope="module", name="stepped")
+def one_step():
+    """The state after a rollout and an update, and what the update measured."""
+    policy = make_policy(SHORT)
     optimizer = precision.float32_master(optax.sgd(1.0, momentum=0.9))
-    return make_update_step(policy_objective(policy), advantage.grpo(), optimizer)
+    step = make_update_step(policy_objective(policy), advantage.grpo(), optimizer)
 
-
-def rollout_and_update(policy, step):
     def run(state):
         own = policy.sample(state.params, jax.random.key(3), PROMPTS, 4)
         rewards = jnp.any(own.actions == 5, axis=-1).astype(jnp.float32)
         return step.update(state, make_signal(rewards, trajectories=own))
 
-    return run
-
-
-def test_every_leaf_has_a_place_and_a_checkpoint_keeps_every_bit(tmp_path):
-    policy = make_policy(SHORT)
-    step = make_step(policy)
     state = step.init(jax.random.key(1), policy.init(jax.random.key(0)))
+    return jax.jit(run, donate_argnums=0)(state)
+
+
+def test_every_leaf_has_a_place_and_a_checkpoint_keeps_every_bit(stepped, tmp_path):
+    state, _ = stepped
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     rules = sharding.transformer_rules(SHORT, mesh)
     assert not sharding.left_whole((state.params, state.opt_state), mesh, rules)
-    run = jax.jit(rollout_and_update(policy, step), donate_argnums=0)
-    state = run(state)[0]
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.wait()
@@ -102,16 +100,13 @@ def test_every_leaf_has_a_place_and_a_checkpoint_keeps_every_bit(tmp_path):
         assert old.dtype == new.dtype
 
 
-def test_the_ratio_of_sampler_and_trainer_is_logged_and_bounded():
+def test_the_ratio_of_sampler_and_trainer_is_logged_and_bounded(stepped):
     """Both round hidden states to bfloat16, in another order of sums.
 
     A block rounds the stream twice, by at most 2^-8 of it, and so the logits; the log-prob
     differs by at most twice the largest of those, and on average by far less.
     """
-    policy = make_policy(SHORT)
-    step = make_step(policy)
-    state = step.init(jax.random.key(1), policy.init(jax.random.key(0)))
-    _, metrics = jax.jit(rollout_and_update(policy, step))(state)
+    _, metrics = stepped
     roundings = 2 * SHORT.layers + 2
     bound = 2 * roundings * 2.0**-8 * SHORT.width**0.5 / 2  # logits are about 1 here
     found = {name: float(metrics[f"policy/log_ratio_abs_{name}"]) for name in ("mean", "max")}
@@ -123,7 +118,8 @@ def test_the_ratio_of_sampler_and_trainer_is_logged_and_bounded():
 def test_log_probs_of_bfloat16_weights_are_summed_in_float32():
     """Against the same hidden states and weights in float64."""
     params = init_network(SHORT, jax.random.key(0))
-    own = make_policy(SHORT).sample(params, jax.random.key(3), PROMPTS, 4)
+    draw = jax.jit(make_policy(SHORT).sample, static_argnums=3)
+    own = draw(params, jax.random.key(3), PROMPTS, 4)
     scores = make_policy(SHORT).log_prob(params, own)
     assert scores.log_probs.dtype == scores.entropies.dtype == own.log_probs.dtype == jnp.float32
     network = language.Transformer(SHORT)
