@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _plan(config: Any, flags: dict[str, Any]) -> None:
+    _check_sizes(flags)
     chip = hardware.chip_of(flags["topology"] or "")
     from experiments import plan_programs  # imports jax
 
@@ -95,6 +96,14 @@ def _plan(config: Any, flags: dict[str, Any]) -> None:
     print(_verdict(found, split, fits))
     if flags["workdir"]:
         _write(flags, split, found)
+
+
+def _check_sizes(flags: dict[str, Any]) -> None:
+    for name in ("prompts", "prompt_length", "response_length", "accumulate"):
+        if flags[name] < 1:
+            raise ConfigError(f"--{name} = {flags[name]}; allowed is >= 1")
+    if flags["group_size"] < 0:
+        raise ConfigError(f"--group_size = {flags['group_size']}; allowed is >= 1, or 0")
 
 
 def _devices(topology: str) -> list[Any]:

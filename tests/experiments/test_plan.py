@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import processes
 import pytest
 
-from experiments import hardware, model_shapes, plan_search
+from experiments import hardware, model_shapes, plan, plan_search
 from jaxreward.policies.language import language_policy
 from jaxreward.training.exits import ConfigError
 
@@ -110,3 +110,16 @@ def test_bad_flags_end_in_one_line(flags, message):
     done = _plan("--config=configs/noise_corrected_grpo.py", *flags)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flag", ["--prompts=0", "--prompt_length=0", "--response_length=-1", "--accumulate=0",
+             "--group_size=-2"],
+)  # fmt: skip
+def test_sizes_that_cannot_be_are_refused_before_anything_is_compiled(flag, capsys):
+    command = ["--config=configs/noise_corrected_grpo.py", "--model=tiny", "--topology=v5e:2x2"]
+    with pytest.raises(SystemExit) as stopped:
+        plan.main([*command, flag])
+    assert stopped.value.code == 2
+    name, value = flag.removeprefix("--").split("=")
+    assert f"--{name} = {value}; allowed is >= 1" in capsys.readouterr().err
