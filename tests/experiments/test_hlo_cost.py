@@ -7,7 +7,7 @@ import pytest
 from experiments import hlo_cost
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_a_loop_counts_as_often_as_it_runs(optimized):
     """XLA's own figure is that of one round."""
 
     def run(x, weights):

@@ -39,13 +39,13 @@ def _compiled(**settings):
     return jax.jit(step.update, donate_argnums=0).lower(state, signal).compile()
 
 
-def test_no_buffer_holds_all_logits():
+def test_no_buffer_holds_all_logits(optimized):
     compiled = _compiled()
     assert max(oracle.array_sizes(compiled.as_text())) < LOGITS / 8
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * LOGITS / 8
 
 
-def test_the_check_sees_logits():
+def test_the_check_sees_logits(optimized):
     """Filters need all logits at once: the same measurement finds them."""
     compiled = _compiled(top_k=5)
     assert max(oracle.array_sizes(compiled.as_text())) >= LOGITS
