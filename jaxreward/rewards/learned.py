@@ -2,6 +2,7 @@
 
     model = mlp_reward_model(width=12)                 # or text_reward_model(config)
     many = ensemble(model, 5)                          # parameters with a leading axis of 5
+                                                       # or personalized(model, users)
     params = many.init(key)                            # then train, see losses.preference
     scores = score_many(many.score, params, items)     # [5, N], streamed
 
@@ -175,6 +176,43 @@ def ensemble(model: RewardModel, members: int, *, shared: tuple[str, ...] = ()) 
         return jax.vmap(model.score, in_axes=(axes(params), None))(params, items)
 
     return RewardModel(init, score)
+
+
+class OfUsers(NamedTuple):
+    """Items, each with the user who is to like it.
+
+    Attributes:
+      items: what the model scores.
+      users: in [0, U); who is none of these is unknown, and has no reward.
+    """
+
+    items: Any
+    users: Int[Array, "B"]
+
+
+def personalized(model: RewardModel, users: int, *, shared: tuple[str, ...] = ()) -> RewardModel:
+    """A model with parameters of its own for each of `U` users; scores `OfUsers`, `[B]`.
+
+    The parameters are those of an `ensemble` with a member for each user, and saved as such. The
+    score of an unknown user is NaN, which `make_signal` takes as missing.
+
+    Args:
+      model: of one user.
+      users: `U` >= 1.
+      shared: names of parameters that all users share, such as "trunk".
+
+    Raises:
+      ValueError: as of `ensemble`.
+    """
+    everybody = ensemble(model, users, shared=shared)
+
+    def score(params: Params, given: OfUsers) -> Float[Array, "B"]:
+        scores = everybody.score(params, given.items)
+        known = (given.users >= 0) & (given.users < users)
+        own = jnp.take_along_axis(scores, jnp.where(known, given.users, 0)[None, :], axis=0)[0]
+        return jnp.where(known, own, jnp.nan)
+
+    return RewardModel(everybody.init, score)
 
 
 # Many items

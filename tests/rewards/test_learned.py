@@ -5,11 +5,17 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxreward.losses.policy import policy_objective
 from jaxreward.networks import heads, hf_config, transformer
 from jaxreward.networks.transformer_config import TransformerConfig
+from jaxreward.policies import tabular
 from jaxreward.rewards import learned, learned_files
+from jaxreward.training.step import make_update_step
+from jaxreward.transforms import advantage
+from jaxreward.types import make_signal
 
 CONFIG = TransformerConfig(11, width=8, layers=2, heads=2, kv_heads=1, intermediate=8)
 MLP = {"network": "mlp", "width": 3, "hidden": [4, 5], "activation": "tanh"}
@@ -123,6 +129,57 @@ def test_bad_ensembles(key):
         learned.ensemble(model, 0)
     with pytest.raises(ValueError, match=r"shared = \['trunk'\]"):
         learned.ensemble(model, 2, shared=("trunk",)).init(key)
+
+
+# Users
+
+
+def test_everybody_is_scored_by_their_own_parameters(key):
+    model = learned.mlp_reward_model(3, (4,))
+    many = learned.personalized(model, 2, shared=("layer_0",))
+    params, x = many.init(key), features(5)
+    users = jnp.array([1, 0, 1, 2, -1], jnp.int32)
+    found = jax.jit(many.score)(params, learned.OfUsers(x, users))
+    for place in range(3):
+        own = {**params, "out": jax.tree.map(lambda leaf: leaf[users[place]], params["out"])}
+        np.testing.assert_allclose(found[place], model.score(own, x)[place], atol=1e-6)
+    assert np.isnan(found[3:]).all()  # nobody knows them
+    total = lambda p: jnp.nansum(many.score(p, learned.OfUsers(x, jnp.array([1, 1, 1, 2, -1]))))
+    grads = jax.grad(total)(params)
+    assert np.isfinite(grads["out"]["kernel"]).all() and not grads["out"]["kernel"][0].any()
+    assert grads["out"]["kernel"][1].any() and grads["layer_0"]["kernel"].any()
+
+
+def test_a_policy_learns_what_each_user_likes(key):
+    """GRPO on a personalised model: the prompt says for whom; unknown users teach nothing."""
+    actions, known = 4, 3
+    model = learned.personalized(learned.mlp_reward_model(actions, (8,)), known)
+    params, eye = model.init(jax.random.key(3)), jnp.eye(actions)
+    favourite = [
+        int(jnp.argmax(model.score(params, learned.OfUsers(eye, jnp.full(actions, user)))))
+        for user in range(known)
+    ]
+    assert len(set(favourite)) > 1  # one policy for all would not do
+    policy = tabular.tabular_policy(known + 1, actions)
+    prompts = jnp.arange(known + 1, dtype=jnp.int32)
+    chain = advantage.group_relative()
+    step = make_update_step(policy_objective(policy), chain, optax.sgd(8.0))
+
+    @jax.jit
+    def train(state, key):
+        drawn = policy.sample(state.params, key, prompts, 16)
+        users = jnp.broadcast_to(prompts[:, None], drawn.actions.shape)
+        given = learned.OfUsers(eye[drawn.actions.ravel()], users.ravel())
+        rewards = model.score(params, given).reshape(users.shape)
+        return step.update(state, make_signal(rewards, trajectories=drawn))[0]
+
+    state = step.init(key, policy.init(key))
+    for i in range(60):
+        state = train(state, jax.random.fold_in(key, i))
+    found = jax.nn.softmax(state.params)
+    assert jnp.argmax(found[:known], axis=1).tolist() == favourite
+    assert float(jnp.min(jnp.max(found[:known], axis=1))) > 0.9
+    np.testing.assert_array_equal(state.params[known], 0.0)
 
 
 # Many items
