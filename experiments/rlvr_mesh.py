@@ -142,11 +142,15 @@ def run(config: Any, flags: dict[str, Any]) -> None:
 def _mesh(flags: dict[str, Any], config: Any):
     from jaxreward.training import sharding
 
+    sizes = flags["mesh"].split(",")
+    if len(sizes) != 3 or not all(size.removeprefix("-").isdecimal() for size in sizes):
+        raise ConfigError(f"--mesh = {flags['mesh']!r}; allowed are three sizes, such as 1,-1,1")
+    if flags["accumulate"] < 1:
+        raise ConfigError(f"--accumulate = {flags['accumulate']}; allowed is >= 1")
     try:
-        sizes = [int(size) for size in flags["mesh"].split(",")]
-        mesh = sharding.make_mesh(*sizes)
+        mesh = sharding.make_mesh(*map(int, sizes))
         sharding.check_batch(mesh, config.prompts_per_step, flags["accumulate"])
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ConfigError(f"--mesh = {flags['mesh']!r}: {error}") from error
     return mesh
 

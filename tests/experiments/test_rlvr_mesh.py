@@ -3,6 +3,9 @@
 import json
 
 import processes
+import pytest
+
+from experiments import rlvr_mesh
 
 
 def run(workdir, *flags):
@@ -29,4 +32,20 @@ def test_what_cannot_be_split_is_refused(tmp_path):
     assert "prompts_per_step = 4; allowed are multiples of data * fsdp * accumulate = 8" in (
         done.stderr
     )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--mesh=a,b", "--mesh = 'a,b'; allowed are three sizes, such as 1,-1,1"),
+        ("--mesh=1,2", "--mesh = '1,2'; allowed are three sizes"),
+        ("--accumulate=0", "--accumulate = 0; allowed is >= 1"),
+    ],
+)
+def test_flags_that_mean_nothing_say_what_is_allowed(flag, message, tmp_path, capsys):
+    flags = [f"--workdir={tmp_path / 'run'}", flag]
+    with pytest.raises(SystemExit) as stopped:
+        rlvr_mesh.main(["--config=configs/noise_corrected_grpo.py:smoke", *flags])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
