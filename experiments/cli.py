@@ -235,7 +235,8 @@ def check_workdir(
 ) -> None:
     """Raises ConfigError unless the workdir is new, empty, or of a run of this config."""
     root = pathlib.Path(workdir)
-    above = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    with _unusable_in_words(workdir):
+        above = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"workdir = {workdir!r}: {above} is not a folder that can be written")
     if not (root / "config.json").exists():
@@ -276,28 +277,42 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> Iterator[No
     If the run refuses its config after all, what was made here is taken away again.
 
     Raises:
-      ConfigError: another process is running in it.
+      ConfigError: another process is running in it, or it cannot be made or written.
     """
     root = pathlib.Path(workdir)
     existed, made = root.exists(), not (root / "config.json").exists()
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
+    with _unusable_in_words(workdir):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = open(root / ".lock", "w")
+    with lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
         except BlockingIOError:
             raise ConfigError(f"workdir = {workdir!r} is in use by another process") from None
         except OSError:
             pass  # a file system without locks
-        atomic_write(root / "config.json", config_lib.canonical_json(config))
         try:
+            with _unusable_in_words(workdir):
+                atomic_write(root / "config.json", config_lib.canonical_json(config))
             yield
         except ConfigError:
-            if made and {p.name for p in root.iterdir()} == {".lock", "config.json"}:
-                (root / "config.json").unlink()
+            if made and {p.name for p in root.iterdir()} <= {".lock", "config.json"}:
+                (root / "config.json").unlink(missing_ok=True)
                 (root / ".lock").unlink()
                 if not existed:
                     root.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def _unusable_in_words(workdir: str) -> Iterator[None]:
+    """What the system says against a workdir: no such place, a name too long, a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"workdir = {workdir!r}: {error.strerror}; allowed is a folder that can be written"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The command line: bad input in one line, and runs that survive being killed."""
 
+import errno
 import json
 import os
 import pathlib
@@ -160,6 +161,21 @@ def test_a_workdir_that_is_something_else(tmp_path, capsys, spoil, message):
     line = refused(capsys, f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
     assert message in line
     assert faults.fingerprint_files(tmp_path) == before
+
+
+def test_a_workdir_that_the_system_refuses(tmp_path, capsys, monkeypatch):
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a" * 300, "loop/w"):
+        line = refused(capsys, f"--config={CONFIG}", f"--workdir={tmp_path / name}")
+        assert "allowed is a folder that can be written" in line
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli, "atomic_write", full)
+    line = refused(capsys, f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
+    assert "No space left on device; allowed is" in line
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):
