@@ -94,9 +94,11 @@ def test_validators_of_the_runner(capsys, tmp_path):
 
 
 def test_bad_input_is_refused_before_jax_is_imported_and_within_two_seconds(tmp_path):
-    start = time.monotonic()
+    before = os.times()
     done = toy(tmp_path / "w", "--config.group_size=1")
-    assert time.monotonic() - start < 2.0
+    after = os.times()  # its own seconds: a busy machine takes longer
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system < 2.0
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "group_size = 1" in done.stderr
     code = (
