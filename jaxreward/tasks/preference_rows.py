@@ -101,7 +101,7 @@ def parse_label(where: int, fields: dict[str, Any], annotator: str) -> Label:
     """A label, likewise."""
     before, response = _response(fields["response"])
     label = fields["label"]
-    if not isinstance(label, (bool, int)) or label not in (0, 1):
+    if not isinstance(label, (bool, int, float)) or label not in (0, 1):  # tables hold 1.0 too
         raise Refused("label_not_boolean")
     prompt = _prompt(fields["prompt"], before)
     return Label(where, prompt, response, bool(label), _weight(fields), annotator)

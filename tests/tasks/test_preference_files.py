@@ -147,6 +147,16 @@ def test_labels_are_boolean(tmp_path, liked):
     assert loaded.refused == {"label_not_boolean": files.Tally(1, 2)}
 
 
+def test_labels_may_be_numbers(tmp_path):
+    """As in a table whose column of labels has gaps."""
+    rows = [label("a", 1.0), label("b", None), label("c", 0.0), label("d", math.nan), label("e", 1)]
+    loaded = files.read_labels(write(tmp_path / "a.jsonl", rows))
+    assert [(row.response, row.liked) for row in loaded.rows] == [
+        ("a", True), ("c", False), ("e", True)]
+    tally = files.Tally
+    assert loaded.refused == {"missing_column": tally(1, 2), "label_not_boolean": tally(1, 4)}
+
+
 def test_a_contradiction_is_a_tie_or_refused(tmp_path):
     rows = [pair("a", "b"), pair("c", "d"), pair("b", "a"), pair("a", "b")]
     path = write(tmp_path / "a.jsonl", rows)
