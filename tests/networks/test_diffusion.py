@@ -1,5 +1,7 @@
 """Denoising networks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +23,21 @@ CONDITION = Condition(
 TIME = jnp.array([0.1, 0.5, 1.0])
 
 
+@functools.cache
+def start(kind):
+    """The first parameters of a network, and the network as a compiled program."""
+    made = diffusion.make_network(CONFIG, kind)
+    return jax.jit(made.init)(jax.random.key(0)), jax.jit(made.apply)
+
+
 @pytest.fixture(scope="module", name="built", params=diffusion.KINDS)
 def network(request):
-    """A network and parameters that are not at their (zero) start."""
-    made = diffusion.make_network(CONFIG, request.param)
-    leaves, tree = jax.tree.flatten(made.init(jax.random.key(0)))
+    """Parameters that are not at their (zero) start, and the network."""
+    params, apply = start(request.param)
+    leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)]
-    return made, jax.tree.unflatten(tree, moved), jax.jit(made.apply)
+    return jax.tree.unflatten(tree, moved), apply
 
 
 @pytest.fixture(name="x")
@@ -38,14 +47,14 @@ def images():
 
 @pytest.mark.parametrize("kind", diffusion.KINDS)
 def test_starts_at_zero(kind, x):
-    made = diffusion.make_network(CONFIG, kind)
-    found = made.apply(made.init(jax.random.key(0)), x, TIME, CONDITION)
+    params, apply = start(kind)
+    found = apply(params, x, TIME, CONDITION)
     assert found.shape == x.shape and found.dtype == jnp.float32
     np.testing.assert_array_equal(found, 0.0)
 
 
 def test_every_input_matters_and_rows_do_not_mix(built, x):
-    _, params, apply = built
+    params, apply = built
     base = apply(params, x, TIME, CONDITION)
     assert base.shape == x.shape and np.all(np.isfinite(base))
     tokens = CONDITION.tokens
@@ -65,14 +74,14 @@ def test_every_input_matters_and_rows_do_not_mix(built, x):
 
 def test_padding_is_not_seen(built, x):
     """What stands in a padded place, and how much padding there is, has no effect."""
-    _, params, apply = built
+    params, apply = built
     base = apply(params, x, TIME, CONDITION)
     other = CONDITION._replace(tokens=CONDITION.tokens.at[1, 2:].set(-7))
     np.testing.assert_allclose(apply(params, x, TIME, other), base, atol=1e-6)
 
 
 def test_null_is_the_empty_condition(built, x):
-    _, params, apply = built
+    params, apply = built
     none = diffusion.null(CONDITION)
     assert np.all(none.labels == EMPTY) and np.all(none.tokens == EMPTY)
     np.testing.assert_array_equal(none.guidance, CONDITION.guidance)
@@ -85,14 +94,14 @@ def test_null_is_the_empty_condition(built, x):
 @pytest.mark.parametrize("scale, same_as", [(1.0, "conditional"), (0.0, "null")])
 def test_guidance_between_conditional_and_null(built, x, scale, same_as):
     """Classifier-free guidance with weight 1 is the conditional output, with 0 the null one."""
-    network, params, apply = built
+    params, apply = built
     asked = {"conditional": CONDITION, "null": diffusion.null(CONDITION)}[same_as]
-    found = flow.guided(network.apply, diffusion.null, scale)(params, x, TIME, CONDITION)
+    found = flow.guided(apply, diffusion.null, scale)(params, x, TIME, CONDITION)
     np.testing.assert_allclose(found, apply(params, x, TIME, asked), atol=1e-5)
 
 
 def test_gradients_reach_every_parameter(built, x):
-    _, params, apply = built
+    params, apply = built
     loss = lambda p: jnp.mean(apply(p, x, TIME, CONDITION) ** 2)
     for path, grad in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
         assert np.all(np.isfinite(grad)) and np.any(grad != 0), jax.tree_util.keystr(path)

@@ -19,7 +19,7 @@ COUNT = 3
 
 @pytest.fixture(scope="module", name="made")
 def phase_two():
-    params = NETWORK.init(jax.random.key(0))
+    params = jax.jit(NETWORK.init)(jax.random.key(0))
     return params, experts.init_experts(jax.random.key(1), params, LORA, COUNT)
 
 
@@ -30,13 +30,14 @@ def trained(made):
     return params, jax.tree.map(noise, own)
 
 
+@jax.jit
 def score(params, own):
     return experts.apply_experts(NETWORK, params, own, LORA, *TEXTS)
 
 
 def test_experts_start_as_the_base(made):
     params, own = made
-    base = NETWORK.apply(params, *TEXTS)
+    base = jax.jit(NETWORK.apply)(params, *TEXTS)
     np.testing.assert_allclose(score(params, own), np.tile(base, (COUNT, 1)), rtol=1e-6)
     down = jax.tree.leaves(own.adapters)[0]
     assert not np.array_equal(down[0], down[1])  # the adapters differ all the same
@@ -49,7 +50,7 @@ def test_training_an_expert_leaves_the_others_and_the_base_alone(made):
         margins = score(params, own)[1, :1] - score(params, own)[1, 1:]
         return preference.pair_loss(margins, jnp.ones(1))
 
-    of_base, of_experts = jax.grad(loss, argnums=(0, 1))(params, own)
+    of_base, of_experts = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, own)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(of_base))
     sizes = [np.abs(np.asarray(leaf)).reshape(COUNT, -1).max(1) for leaf in
              jax.tree.leaves(of_experts)]  # fmt: skip
@@ -71,13 +72,13 @@ def test_aggregation_trains_nothing_but_itself(made):
         found = experts.apply_experts(reader, params, bare, LORA, *TEXTS)
         return jax.lax.stop_gradient(found)
 
-    weights = aggregator.init(jax.random.key(3), states(params, own))
+    weights = aggregator.init(jax.random.key(3), jax.jit(states)(params, own))
 
     def loss(weights, params, own):
         reward = aggregator.apply(weights, states(params, own))
         return preference.pair_loss(reward[:1] - reward[1:], jnp.ones(1))
 
-    found = jax.grad(loss, argnums=(0, 1, 2))(weights, params, own)
+    found = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(weights, params, own)
     assert max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(found[0])) > 0
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(found[1:]))
 
