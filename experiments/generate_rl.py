@@ -3,8 +3,8 @@
 `python -m experiments.generate_rl --config=configs/<method>.py[:variant] --workdir=DIR`
 
 Every method is a study (see `experiments.studies`): `config.study.fn` builds it from generators,
-rewards and arms that the config describes; each seed trains its own generator first. The same
-command continues with the seeds that are missing.
+rewards and arms that the config describes; each seed trains its own generator first, which is kept
+in the workdir. The same command continues with what is missing.
 """
 
 import ml_collections

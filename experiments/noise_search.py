@@ -3,8 +3,9 @@
 `python -m experiments.noise_search --config=configs/<method>.py[:variant] --workdir=DIR`
 
 Every method is a study (see `experiments.studies`) of `experiments.image_studies`. A seed trains its
-own generator, rewards and judge; what it found is kept in the workdir, where the same command goes
-on with the seeds that are missing.
+own generator, rewards and judge; the trained generator and what was found are kept in the workdir,
+where the same command goes on with what is missing. A progress bar counts steps of training and
+search.
 """
 
 import ml_collections

@@ -18,7 +18,7 @@ study's own settings), `claims` (each `claim, kind, better, worse, metric, margi
 import contextlib
 import itertools
 import pathlib
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
 import ml_collections
@@ -47,13 +47,15 @@ class Study(NamedTuple):
         several; or None.
       prepare: `(key) -> pytree` of arrays, such as pretrained parameters, that `run` takes as its
         second argument; kept in the workdir before a seed goes on. Pure; None for nothing.
+      preparing: how often `prepare`, which then is `(key, tick)`, calls `tick()`.
     """
 
     run: Callable[..., dict[str, dict[str, Any]]]
     on_host: bool = False
     draw: Callable[..., None] | tuple[Callable[..., None], ...] | None = None
     iterations: int = 0
-    prepare: Callable[[jax.Array], Any] | None = None
+    prepare: Callable[..., Any] | None = None
+    preparing: int = 0
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -102,8 +104,11 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
     for first in range(0, config.seeds, size):
         numbers = range(first, min(first + size, config.seeds))
         batches[folder / f"{numbers[0]}-{numbers[-1]}.npz"] = numbers
-    left = sum(not path.exists() for path in batches)
-    with _opened(study, size, left, config.method) as many:
+    left = [numbers for path, numbers in batches.items() if not path.exists()]
+    unprepared = sum(not _prepared(root, n).exists() for numbers in left for n in numbers)
+    ticks = study.iterations * len(left) + study.preparing * unprepared
+    with _ticking(study, ticks, config.method) as study:
+        many = _runner(study, size)
         for path, numbers in batches.items():
             if not path.exists():
                 _save(path, many([_arguments(study, root, n, key_of(n)) for n in numbers]))
@@ -118,16 +123,24 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
 
 
 @contextlib.contextmanager
-def _opened(study: Study, size: int, batches: int, name: str):
-    """The `_runner`, with a progress bar over so many batches of seeds if the study has ticks."""
-    if not study.iterations or not batches:
-        yield _runner(study, size)
+def _ticking(study: Study, ticks: int, name: str) -> Iterator[Study]:
+    """The study without `tick` in its functions: they move a progress bar over so many."""
+    if not ticks:
+        yield _bound(study, lambda: None)
         return
-    with progress.open_progress(study.iterations * batches, name=name) as bar:
+    with progress.open_progress(ticks, name=name) as bar:
         count = itertools.count(1)
-        tick = lambda: jax.debug.callback(lambda: bar.update(next(count), {}))
-        yield _runner(study._replace(run=lambda *given: study.run(*given, tick)), size)
+        yield _bound(study, lambda: jax.debug.callback(lambda: bar.update(next(count), {})))
         jax.effects_barrier()
+
+
+def _bound(study: Study, tick: Callable[[], None]) -> Study:
+    run, prepare = study.run, study.prepare
+    if study.iterations:
+        run = lambda *given: study.run(*given, tick)
+    if study.preparing:
+        prepare = lambda key: study.prepare(key, tick)
+    return study._replace(run=run, prepare=prepare)
 
 
 def _runner(study: Study, size: int) -> Callable[[list[tuple[Any, ...]]], Found]:
@@ -148,16 +161,19 @@ def _arguments(study: Study, root: pathlib.Path, number: int, key: jax.Array) ->
     """What `run` takes of one seed; what it prepares is read from the workdir or put there."""
     if study.prepare is None:
         return (key,)
-    folder = root / "pretrained"
-    folder.mkdir(exist_ok=True)
-    path, tree = folder / f"{number}.npz", jax.tree.structure(jax.eval_shape(study.prepare, key))
+    path, tree = _prepared(root, number), jax.tree.structure(jax.eval_shape(study.prepare, key))
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         leaves = jax.tree.leaves(jax.jit(study.prepare)(key))
         with atomic_path(path) as temporary:
             np.savez(temporary, *map(np.asarray, leaves))
     with np.load(path) as file:
         leaves = [jax.numpy.asarray(file[f"arr_{i}"]) for i in range(len(file.files))]
     return key, jax.tree.unflatten(tree, leaves)
+
+
+def _prepared(root: pathlib.Path, number: int) -> pathlib.Path:
+    return root / "pretrained" / f"{number}.npz"
 
 
 _SPLIT = "::"  # between arm and metric; slashes stand in metrics

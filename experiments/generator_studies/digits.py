@@ -161,16 +161,19 @@ def pretrain(
     config: ml_collections.ConfigDict,
     images: Float[Array, "N H W C"],
     asked: Int[Array, "N"] | Condition,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[Generator, Float[Array, "steps"]]:
     """Trains the teacher; its condition is dropped now and then, so it knows the null one too.
 
-    `asked` says what is on the images: their classes, or conditions of another kind.
+    `asked` says what is on the images: their classes, or conditions of another kind. `tick` is
+    called at every step.
     """
     of_start, of_data = jax.random.split(key)
     loss = denoising.denoising_loss(generator.network.apply, SCHEDULE, PARAMETERIZATION)
     asked = asked if isinstance(asked, Condition) else condition(asked)
 
     def sample(key: jax.Array):
+        tick()
         of_rows, of_drop, of_loss = jax.random.split(key, 3)
         x, asked_of_rows = fit.rows((images, asked), of_rows, config.batch)
         return of_loss, x, diffusion.drop(of_drop, asked_of_rows, config.drop)
@@ -213,10 +216,12 @@ def distill(
     config: ml_collections.ConfigDict,
     images: Float[Array, "N H W C"],
     labels: Int[Array, "N"],
+    tick: Callable[[], None] = lambda: None,
 ) -> Any:
     """Parameters of a consistency model of the unguided teacher, from the teacher's own.
 
-    `config` is `study.distillation`, with `steps`, `batch`, `learning_rate` and `decay`.
+    `config` is `study.distillation`, with `steps`, `batch`, `learning_rate` and `decay`. `tick` is
+    called at every step.
     """
     plain = lambda x, t, c: generator.denoise(generator.params, x, t, c)
     points = distill_points()
@@ -226,6 +231,7 @@ def distill(
     optimizer = optax.adam(config.learning_rate)
 
     def step(state, i: Array):
+        tick()
         params, average, opt_state = state
         of_rows, of_loss = jax.random.split(jax.random.fold_in(key, i))
         x, y = fit.rows((images, labels), of_rows, config.batch)

@@ -62,9 +62,12 @@ def study(config: ml_collections.ConfigDict) -> Study:
     wanted, mesh = jnp.asarray(settings.wishes, jnp.int32), devices.mesh_over(settings.devices)
     bounds = ink_bounds(data)
 
-    def run(key: jax.Array, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
-        keys = jax.random.split(key, 4)
-        generator, _ = digits.pretrain(keys[0], base, settings.generator, *data)
+    def prepare(key: jax.Array, tick: Callable[[], None]) -> Any:
+        of_teacher = jax.random.split(key, 4)[0]
+        return digits.pretrain(of_teacher, base, settings.generator, *data, tick)[0].params
+
+    def run(key: jax.Array, params: Any, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
+        keys, generator = jax.random.split(key, 4), base._replace(params=params)
         fits = [
             digits.fit_classifier(k, digits.flat(part.images), part.labels)
             for k, part in zip(keys[1:3], (splits.reward, splits.judge))
@@ -87,7 +90,8 @@ def study(config: ml_collections.ConfigDict) -> Study:
 
     learning = [arm for arm in settings.arms.values() if arm.kind in LEARNING]
     ticks = sum(samples(arm, settings) // arm.batch for arm in learning)
-    return Study(run, draw=(draw, *CURVE_PANELS), iterations=ticks)
+    steps, panels = settings.generator.steps, (draw, *CURVE_PANELS)
+    return Study(run, draw=panels, iterations=ticks, prepare=prepare, preparing=steps)
 
 
 # The wanted attribute: a class, drawn with more ink than half of its digits
@@ -231,16 +235,10 @@ def train(
         return iteration(carry)
 
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        (state, _), (reward, judged) = jax.lax.scan(
-            counted, start(key), length=count
-        )
+        (state, _), (reward, judged) = jax.lax.scan(counted, start(key), length=count)
     paid = accounting.cost(spent(arm, settings)) * arm.batch
-    curves = {
-        "curve/budget": paid * jnp.arange(1.0, count + 1.0),
-        "curve/reward": reward,
-        "curve/trusted": judged,
-    }
-    return state.params, curves
+    budget = paid * jnp.arange(1.0, count + 1.0)
+    return state.params, {"curve/budget": budget, "curve/reward": reward, "curve/trusted": judged}
 
 
 def make_iteration(

@@ -78,9 +78,12 @@ def study(config: ml_collections.ConfigDict) -> Study:
 
     groups = side_by_side(settings.arms)
 
-    def run(key: jax.Array, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
-        keys = jax.random.split(key, 6)
-        teacher, _ = digits.pretrain(keys[0], base, settings.generator, *latents)
+    def prepare(key: jax.Array, tick: Callable[[], None]) -> Any:
+        of_teacher = jax.random.split(key, 6)[0]
+        return digits.pretrain(of_teacher, base, settings.generator, *latents, tick)[0].params
+
+    def run(key: jax.Array, params: Any, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
+        keys, teacher = jax.random.split(key, 6), base._replace(params=params)
         classifier, judge = [
             digits.fit_classifier(k, digits.flat(part.images), part.labels)
             for k, part in zip(keys[1:3], (splits.reward, splits.judge))
@@ -99,7 +102,13 @@ def study(config: ml_collections.ConfigDict) -> Study:
         return found
 
     learning = sum(arm.kind != "teacher" for arm, _ in groups)
-    return Study(run, draw=(draw, *CURVE_PANELS), iterations=learning * settings.distillation.steps)
+    return Study(
+        run,
+        draw=(draw, *CURVE_PANELS),
+        iterations=learning * settings.distillation.steps,
+        prepare=prepare,
+        preparing=settings.generator.steps,
+    )
 
 
 def side_by_side(arms: ml_collections.ConfigDict) -> list[tuple[Any, dict[str, float]]]:

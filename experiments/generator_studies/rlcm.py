@@ -56,10 +56,14 @@ def study(config: ml_collections.ConfigDict) -> Study:
     base, mesh = digits.build(settings.generator), devices.mesh_over(settings.devices)
     data = splits.generator
 
-    def run(key: jax.Array, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    def prepare(key: jax.Array, tick: Callable[[], None]) -> tuple[Any, Any]:
         keys = jax.random.split(key, 5)
-        generator, _ = digits.pretrain(keys[0], base, settings.generator, *data)
-        student = digits.distill(keys[1], generator, settings.distillation, *data)
+        teacher, _ = digits.pretrain(keys[0], base, settings.generator, *data, tick)
+        return teacher.params, digits.distill(keys[1], teacher, settings.distillation, *data, tick)
+
+    def run(key: jax.Array, given: Any, tick: Callable[[], None]) -> dict[str, dict[str, Any]]:
+        keys, (params, student) = jax.random.split(key, 5), given
+        generator = base._replace(params=params)
         fits = [
             digits.fit_classifier(k, digits.flat(part.images), part.labels)
             for k, part in zip(keys[2:4], (splits.reward, splits.judge))
@@ -71,7 +75,13 @@ def study(config: ml_collections.ConfigDict) -> Study:
         }
         return compare(found, settings)
 
-    return Study(run, draw=CURVE_PANELS, iterations=len(settings.arms) * settings.iterations)
+    return Study(
+        run,
+        draw=CURVE_PANELS,
+        iterations=len(settings.arms) * settings.iterations,
+        prepare=prepare,
+        preparing=settings.generator.steps + settings.distillation.steps,
+    )
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -207,7 +217,7 @@ def make_iteration(
         state, signal = step.credit(state, signal)
         parts = split_prompts(signal, settings.updates)
         state, metrics = jax.lax.scan(step.learn, state, parts)
-        found = {"reward": jnp.mean(rewards), "log_ratio": metrics["policy/log_ratio_abs_mean"]}
+        found = {"reward": jnp.nanmean(rewards), "log_ratio": metrics["policy/log_ratio_abs_mean"]}
         if trusted is not None:
             found["trusted"] = trusted(trajectories.outputs, asked)
         return state, found

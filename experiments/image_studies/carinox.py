@@ -34,8 +34,14 @@ FLAWED = (canvases.BOTH, canvases.RELATION, canvases.COUNT, canvases.SIZE)
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/carinox.py`."""
-    banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
+    c, banks = config.study, problem.load_banks()
+    return Study(
+        lambda *given: _run(c, banks, *given),
+        draw=report.PANELS,
+        iterations=2 * c.steps * (c.seeds + 1),
+        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
+        preparing=problem.pretraining_steps(c),
+    )
 
 
 def flawed_tables(prompt: jax.Array) -> jax.Array:
@@ -58,10 +64,18 @@ def make_losses(readers: Callable, prompt: jax.Array, scale: float) -> Callable:
     return losses
 
 
-def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
-    keys = jax.random.split(key, 7)
-    teacher = problem.train_teacher(keys[0], banks.train, c.generator)
-    generator = problem.train_student(jax.random.fold_in(keys[0], 1), teacher, c.student)
+def _keys(key: jax.Array) -> jax.Array:
+    return jax.random.split(key, 7)
+
+
+def _run(
+    c: ml_collections.ConfigDict,
+    banks: problem.Banks,
+    key: jax.Array,
+    params: Any,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     readers = problem.train_recognizers(
         keys[1], banks.reward, c.recognizer, hidden=c.reader, count=len(FLAWED)
     )
@@ -76,7 +90,11 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
 
     def one(noises, prompt):
         generate = problem.one_step_for(generator, prompt)
-        watch = lambda image: problem.ask(judge, image, prompt).right[None]
+
+        def watch(image):
+            tick()
+            return problem.ask(judge, image, prompt).right[None]
+
         return _search(c, noises, generate, make(prompt), watch, table[prompt[0]])
 
     ended = jax.vmap(one)(noises, prompts)

@@ -24,13 +24,28 @@ from jaxreward.training.fit import fit
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/golden_noise.py`."""
-    banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
+    c, banks = config.study, problem.load_banks()
+    return Study(
+        lambda *given: _run(c, banks, *given),
+        draw=report.PANELS,
+        iterations=len(MAPS) * c.map.steps,
+        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
+        preparing=problem.pretraining_steps(c),
+    )
 
 
-def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
-    keys = jax.random.split(key, 8)
-    generator = problem.train_teacher(keys[0], banks.train, c.generator)
+def _keys(key: jax.Array) -> jax.Array:
+    return jax.random.split(key, 8)
+
+
+def _run(
+    c: ml_collections.ConfigDict,
+    banks: problem.Banks,
+    key: jax.Array,
+    params: Any,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     reader = problem.train_recognizers(
         keys[1], banks.reward, c.recognizer, hidden=c.reader, count=1
     )
@@ -42,7 +57,7 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
         noise, lambda z: improve(z, prompts), _noisy_reward(generator, reader, prompts, c),
         keys[5], c.margin,
     )  # fmt: skip
-    learned = _learn_all(keys[6], pairs, prompts, c)
+    learned = _learn_all(keys[6], pairs, prompts, c, tick)
 
     def variants(key, start, prompts):
         found = {"start": start, "redenoised": improve(start, prompts)}
@@ -133,7 +148,7 @@ MAPS = {"golden_noise": (True, False), "golden_noise_unfiltered": (False, False)
 """By arm: whether only kept pairs are learned from, and whether from the batch's first prompt."""
 
 
-def _learn_all(key: jax.Array, pairs, prompts: Array, c) -> Callable[[Array, Array], Array]:
+def _learn_all(key: jax.Array, pairs, prompts: Array, c, tick) -> Callable[[Array, Array], Array]:
     """Noise maps fitted to the pairs: `(noises, prompts) -> [3, noises]`, in the order of `MAPS`."""
     network = NoiseMap(hidden=c.map.hidden, wide=c.map.wide, channels=c.map.channels)
     noise, golden, told = _channels(pairs.noise), _channels(pairs.golden), _embed(prompts)
@@ -145,6 +160,7 @@ def _learn_all(key: jax.Array, pairs, prompts: Array, c) -> Callable[[Array, Arr
         filtered, first_prompt = arm
 
         def draw(key):
+            tick()
             index = golden_noise.draw_kept(key, pairs.kept | ~filtered, c.map.batch)
             return jax.tree.map(lambda leaf: leaf[index], data)
 

@@ -63,6 +63,21 @@ def real_canvases(
     return draw(jax.random.split(keys[1], count), bank, prompts), prompts
 
 
+def pretrain(
+    key: jax.Array, bank: canvases.Bank, c: ml_collections.ConfigDict, tick: Callable[[], None]
+) -> Any:
+    """Parameters of the generator of `c`, a config's `study`: the one-step student, if it has one."""
+    teacher = train_teacher(key, bank, c.generator, tick=tick)
+    if "student" in c:
+        return train_student(jax.random.fold_in(key, 1), teacher, c.student, tick).params
+    return teacher.params
+
+
+def pretraining_steps(c: ml_collections.ConfigDict) -> int:
+    """How often `pretrain` ticks."""
+    return c.generator.steps + (c.student.steps if "student" in c else 0)
+
+
 def build_teacher(c: ml_collections.ConfigDict) -> Generator:
     """The diffusion model, told the words of the prompt, untrained; `c` is `study.generator`.
 
@@ -84,12 +99,13 @@ def train_teacher(
     bank: canvases.Bank,
     c: ml_collections.ConfigDict,
     ask: Ask = canvases.draw_prompts,
+    tick: Callable[[], None] = lambda: None,
 ) -> Generator:
-    """The same trained on real canvases of the prompts that `ask` draws."""
+    """The same trained on real canvases of the prompts that `ask` draws; a tick for each step."""
     keys = jax.random.split(key)
     images, prompts = real_canvases(keys[0], bank, c.canvases, ask)
     states = (2.0 * images - 1.0)[..., None]
-    return digits.pretrain(keys[1], build_teacher(c), c, states, condition(prompts))[0]
+    return digits.pretrain(keys[1], build_teacher(c), c, states, condition(prompts), tick)[0]
 
 
 def denoiser(generator: Generator, prompts: Array, guidance: float) -> flow.Denoiser:
@@ -123,7 +139,10 @@ def decode(states: Float[Array, "*B 8 16 1"]) -> Float[Array, "*B 8 16"]:
 
 
 def train_student(
-    key: jax.Array, teacher: Generator, c: ml_collections.ConfigDict
+    key: jax.Array,
+    teacher: Generator,
+    c: ml_collections.ConfigDict,
+    tick: Callable[[], None] = lambda: None,
 ) -> Generator:
     """The teacher's network, taught to make by one call what its whole sampler makes.
 
@@ -139,7 +158,10 @@ def train_student(
         found = one_step(teacher._replace(params=params), noise, prompts, clip=False)
         return jnp.mean(jnp.square(found - images))
 
-    draw = lambda key: rows((noise, prompts, images), key, c.batch)
+    def draw(key):
+        tick()
+        return rows((noise, prompts, images), key, c.batch)
+
     start, optimizer = teacher.params, _optimizer(c, c.steps)
     return teacher._replace(params=fit(keys[2], start, loss, draw, optimizer, steps=c.steps)[0])
 

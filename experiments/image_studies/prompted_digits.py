@@ -34,9 +34,9 @@ def study(config: ml_collections.ConfigDict) -> Study:
     banks, tables = problem.load_banks(), split_prompts()
     c = config.study
 
-    def prepare(key: jax.Array) -> Any:
+    def prepare(key: jax.Array, tick: Callable[[], None]) -> Any:
         ask = lambda key, count: canvases.draw_balanced(key, tables.seen, count)
-        return problem.train_teacher(key, banks.train, c.generator, ask).params
+        return problem.train_teacher(key, banks.train, c.generator, ask, tick).params
 
     def run(key: jax.Array, params: Any) -> dict[str, dict[str, Any]]:
         generator = problem.build_teacher(c.generator)._replace(params=params)
@@ -48,7 +48,8 @@ def study(config: ml_collections.ConfigDict) -> Study:
         found = follow(keys[2], generator, judge, tables, c)
         return found | search(keys[3], generator, reader, judge, tables.held_out, c)
 
-    return Study(run, draw=(draw_guidance, *CURVE_PANELS), prepare=prepare)
+    panels = (draw_guidance, *CURVE_PANELS)
+    return Study(run, draw=panels, prepare=prepare, preparing=c.generator.steps)
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

@@ -22,14 +22,28 @@ from jaxreward.tasks import digit_canvases as canvases
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/reno.py`."""
-    banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
+    c, banks = config.study, problem.load_banks()
+    return Study(
+        lambda *given: _run(c, banks, *given),
+        draw=report.PANELS,
+        iterations=c.steps * c.backward_price + c.steps,
+        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
+        preparing=problem.pretraining_steps(c),
+    )
 
 
-def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
-    keys = jax.random.split(key, 6)
-    teacher = problem.train_teacher(keys[0], banks.train, c.generator)
-    generator = problem.train_student(jax.random.fold_in(keys[0], 1), teacher, c.student)
+def _keys(key: jax.Array) -> jax.Array:
+    return jax.random.split(key, 6)
+
+
+def _run(
+    c: ml_collections.ConfigDict,
+    banks: problem.Banks,
+    key: jax.Array,
+    params: Any,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     readers = [
         problem.train_recognizers(own, banks.reward, c.recognizer, hidden=hidden, count=1)
         for own, hidden in zip(jax.random.split(keys[1], len(c.readers)), c.readers)
@@ -44,7 +58,11 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
     def one(noises, prompt):
         generate = problem.one_step_for(generator, prompt)
         losses = make_losses(readers, prompt)
-        watch = lambda image: problem.ask(judge, image, prompt).right[None]
+
+        def watch(image):
+            tick()
+            return problem.ask(judge, image, prompt).right[None]
+
         chosen = _explore(noises, generate, losses, watch, climbs["reno"].weights, explored)
         return {**chosen, **_climb_all(noises[0], generate, losses, watch, climbs, c)}
 

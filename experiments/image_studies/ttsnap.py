@@ -32,13 +32,28 @@ class Data(NamedTuple):
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/ttsnap.py`."""
-    banks = problem.load_banks()
-    return Study(lambda key: _run(config.study, banks, key), draw=report.PANELS)
+    c, banks = config.study, problem.load_banks()
+    return Study(
+        lambda *given: _run(c, banks, *given),
+        draw=report.PANELS,
+        iterations=4 * c.levels * c.steps,
+        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
+        preparing=problem.pretraining_steps(c),
+    )
 
 
-def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> dict[str, Any]:
-    keys = jax.random.split(key, 7)
-    generator = problem.train_teacher(keys[0], banks.train, c.generator)
+def _keys(key: jax.Array) -> jax.Array:
+    return jax.random.split(key, 7)
+
+
+def _run(
+    c: ml_collections.ConfigDict,
+    banks: problem.Banks,
+    key: jax.Array,
+    params: Any,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     clean, score = _reward(keys[1], banks.reward, c)
     judge = problem.train_judge(keys[2], banks.judge, c.judge)
     train = _trajectories(keys[3], generator, c, c.train_prompts, c.train_samples)
@@ -46,7 +61,7 @@ def _run(c: ml_collections.ConfigDict, banks: problem.Banks, key: jax.Array) -> 
     rewards = jax.vmap(lambda images: _table(clean, score, images, test.prompts))
     final = _table(clean, score, test.estimates[-1], test.prompts)  # [P, M]
     right = _verdicts(judge, test.estimates[-1], test.prompts)
-    learned = _distilled(keys[5], clean, score, train, c)
+    learned = _distilled(keys[5], clean, score, train, c, tick)
     original = rewards(test.estimates)
     tables = {"original": original}
     for name, params in learned.items():
@@ -96,7 +111,7 @@ def _verdicts(judge: Callable, images: Array, prompts: Array) -> Array:
     return jax.vmap(jax.vmap(ask, in_axes=(0, None)))(images, prompts)
 
 
-def _distilled(key, clean, score: Callable, train: Data, c: ml_collections.ConfigDict):
+def _distilled(key, clean, score: Callable, train: Data, c: ml_collections.ConfigDict, tick):
     """Noise-aware rewards by the curriculum and its ablations, parameters `[levels]`."""
     target = _table(clean, score, train.estimates[-1], train.prompts).reshape(-1)
     samples = train.estimates.shape[2]
@@ -104,13 +119,17 @@ def _distilled(key, clean, score: Callable, train: Data, c: ml_collections.Confi
     estimates = train.estimates[: c.levels].reshape(c.levels, -1, *problem.SHAPE)
     options = dict(batch=c.batch, learning_rate=c.learning_rate, kind=c.kind)
 
+    def ticking(*given):
+        tick()
+        return score(*given)
+
     def learn(order):
         return distill_levels(
-            key, clean, score, estimates, prompts, target, steps=c.steps, order=order, **options
+            key, clean, ticking, estimates, prompts, target, steps=c.steps, order=order, **options
         )
 
     mixed = distill_levels(
-        key, clean, score, estimates.reshape(1, -1, *problem.SHAPE),
+        key, clean, ticking, estimates.reshape(1, -1, *problem.SHAPE),
         jnp.tile(prompts, (c.levels, 1)), jnp.tile(target, c.levels),
         steps=c.steps * c.levels, order="none", **options,
     )

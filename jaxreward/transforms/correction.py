@@ -57,7 +57,8 @@ def backward(
     """Rewards become `(r - false_positive) / J`, unbiased for the true ones.
 
     arXiv 2510.00915 (PGBC), Natarajan et al. 2013. Affine in the reward: survives no
-    baseline, leave-one-out and a group mean; a group's standard deviation cancels it.
+    baseline, leave-one-out and a group mean; a group's standard deviation cancels it, and
+    that of a batch where one pair of rates holds for all of it.
 
     Args:
       min_determinant: in (0, 1], smallest J divided by. Rates known outside `jit` with a

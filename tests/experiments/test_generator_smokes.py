@@ -1,5 +1,7 @@
 """The smallest variants of the studies of image generators through their runners."""
 
+import re
+
 import numpy as np
 import pytest
 import smokes
@@ -15,9 +17,11 @@ WITHOUT_CURVES = {
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_smoke(name, tmp_path):
+def test_smoke(name, tmp_path, capsys):
     # of two prompts Kendall's rank correlation may be of ties alone
     config, results = smokes.run(name, tmp_path, undefined=("kendall",))
+    assert re.search(rf"{name} (\d+)/\1 ", capsys.readouterr().err)  # the bar ends at its end
+    assert len(list((tmp_path / "pretrained").iterdir())) == config.seeds
     full = smokes.variant(name, "")
     assert full.claims and full.seeds >= 3
     if "arms" in config.study:

@@ -117,6 +117,35 @@ def test_what_is_pretrained_is_kept(tmp_path, at_a_time):
     np.testing.assert_allclose(again, [first[0], 2 * first[1] - 3, first[2]], rtol=1e-5)
 
 
+def make_ticking(config):
+    """Four ticks of pretraining for each seed, three for each batch of them."""
+
+    def loop(tick, count, start):
+        def step(total, _):
+            tick()
+            return total + 1.0, None
+
+        return jax.lax.scan(step, start, length=count)[0]
+
+    return studies.Study(
+        lambda key, given, tick: {"low": {"score": loop(tick, 3, given)}},
+        prepare=lambda key, tick: loop(tick, 4, jax.random.normal(key)),
+        preparing=4,
+        iterations=3,
+    )
+
+
+def test_a_bar_over_pretraining_and_runs(tmp_path, capsys):
+    own = config(seeds=3, seeds_at_a_time=2)
+    own.study.fn, own.claims = "test_studies:make_ticking", {}
+    studies.run(own, str(tmp_path))
+    said = capsys.readouterr().err
+    assert "toy 1/18 " in said and "toy 18/18 " in said
+    (tmp_path / "seeds" / "2-2.npz").unlink()
+    studies.run(own, str(tmp_path))
+    assert "toy 3/3 " in capsys.readouterr().err  # what is pretrained is not done again
+
+
 @pytest.mark.parametrize(
     "key, value, message",
     [
