@@ -13,21 +13,23 @@ from importlib import metadata
 
 TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
-PLAIN = "--xla_cpu_use_fusion_emitters=false"
-"""Element-wise programs without MLIR, in half the time; jaxlib 0.11 has no such flag."""
+QUICK = ("--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false")
+"""One thread of the compiler, since each worker has a core; and no MLIR on the way to LLVM, which
+takes half the time for a small program. jaxlib 0.11 has no such choice."""
 
 
 def compile_quickly():
     """Sets the environment of this process, before it imports jax, and of those that it starts."""
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    known = QUICK if metadata.version("jaxlib").startswith("0.10.") else QUICK[:1]
     flags = os.environ.get("XLA_FLAGS", "").split()
-    if metadata.version("jaxlib").startswith("0.10.") and PLAIN not in flags:
-        os.environ["XLA_FLAGS"] = " ".join([*flags, PLAIN])
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *(flag for flag in known if flag not in flags)])
 
 
 def xla_flags(devices=None, optimized=False):
     """Flags for a process that sees so many devices, forced on the host, where a number is told."""
-    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not (optimized and f == PLAIN)]
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in flags if not (optimized and flag in QUICK)]
     if devices is not None:
         flags.append(f"--xla_force_host_platform_device_count={devices}")
     return " ".join(flags)
