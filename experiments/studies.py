@@ -105,6 +105,8 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
         numbers = range(first, min(first + size, config.seeds))
         batches[folder / f"{numbers[0]}-{numbers[-1]}.npz"] = numbers
     left = [numbers for path, numbers in batches.items() if not path.exists()]
+    if not left:
+        config.to_dict()  # read when the seeds that are there ran: no key is superfluous
     unprepared = sum(not _prepared(root, n).exists() for numbers in left for n in numbers)
     ticks = study.iterations * len(left) + study.preparing * unprepared
     with _ticking(study, ticks, config.method) as study:
