@@ -16,8 +16,8 @@ times) than the right ones (0.8 to 1.5), and after 150 updates a flip leads to t
 often as away from it (0.02 and 0.02 of the visits), so what holds flips back holds back both. Every
 majority arm chose the largest KL coefficient of the grid.
 
-Hardware and time: two CPU cores with other work on them, 26 minutes (36 of processor time, 2.6 GB);
-`quick` one minute.
+Hardware and time: two CPU cores with other work on them, 26 minutes for 22 remedies (36 of processor
+time, 2.6 GB) and two for the last three; `quick` one minute with 22.
 Command: python -m experiments.noise_bench [--quick] [--transform=PATH:FACTORY,...] [--workdir=DIR]
 """
 
@@ -77,7 +77,9 @@ REMEDIES = {
     "clean": ("oracle", "rloo"),
     "random": ("random", "rloo"),
     "z_score": ("grpo",),
+    "no_baseline": ("reward",),
     "backward": ("known", "backward", "rloo"),
+    "forward": ("known", "forward", "reward"),
     "backward_appeals": ("appeal", "appeals", "backward", "rloo"),
     "backward_em": ("em", "backward", "rloo"),
     "backward_majority": ("votes", "levels", "rloo"),
@@ -92,6 +94,7 @@ REMEDIES = {
     "majority_flips": ("votes_so_far", "majority", "pause", "rloo", "by_flips", "minority"),
     "refinement": ("refine", "rloo"),
     "second_judge": ("lift", "rloo"),
+    "blended": ("blend", "rloo"),
     "spread_filter": ("filter", "rloo"),
     "centered": ("center", "rloo"),
     "peer": ("peer", "rloo"),
@@ -132,8 +135,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.remedies[name] = stages
     config.baseline = "nothing"  # what every remedy is compared with
     config.controls = ml_collections.ConfigDict(
-        dict(clean_moments="z_score", clean_moments_appeals="z_score", minimum_error="z_score")
-    )
+        dict(
+            clean_moments="z_score", clean_moments_appeals="z_score", minimum_error="z_score",
+            forward="no_baseline",
+        )
+    )  # fmt: skip
     if arg == "quick":
         config.seeds, config.tuning_seeds, config.steps = 4, 2, 200
         config.kl_coefficients = (0.0, 0.1, 0.3)
@@ -163,6 +169,7 @@ def _add_transforms(config: ml_collections.ConfigDict) -> None:
         "levels": dict(fn=f"{ROOM}.correction:backward_levels", values=(0.0, 1.0)),
         "confident": dict(fn=f"{ROOM}.rates_unverified:confident", predicted="predicted"),
         "backward": dict(fn=f"{ROOM}.correction:backward"),
+        "forward": dict(fn=f"{ROOM}.correction:forward", scale="determinant"),
         "clean_moments": dict(fn=clean, power=-1.0),
         "minimum_error": dict(fn=clean, power=1.0),
         "exact": dict(
@@ -182,11 +189,13 @@ def _add_transforms(config: ml_collections.ConfigDict) -> None:
         "lift": dict(
             fn=f"{ROOM}.calibration:lift_low_rewards", second="second", weight=0.5
         ),
+        "blend": dict(fn=f"{ROOM}.calibration:blend", second="second", weight=0.5),
         "center": dict(fn=f"{ROOM}.calibration:center_on_reference", squash="sigmoid"),
         "peer": dict(fn=f"{ROOM}.calibration:peer_reward"),
         "filter": dict(fn=f"{ROOM}.selection:spread_filter", scale=0.5),
         "rloo": dict(fn=f"{ROOM}.advantage:rloo"),
         "grpo": dict(fn=f"{ROOM}.advantage:grpo"),
+        "reward": dict(fn=f"{ROOM}.advantage:direct"),
     }  # fmt: skip
     config.transforms = ml_collections.ConfigDict()
     for name, piece in pieces.items():

@@ -2,7 +2,6 @@
 
 import csv
 import pathlib
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -48,7 +47,7 @@ def write(
     print(report.markdown_table(_rows(results, cells, baseline, others, noises)))
     print(f"\ntest success; below the first row the gain over {baseline!r}, paired over "
           f"{config.seeds} seeds; * : the 95% interval excludes 0")
-    print("\nremedies that divide by a group's deviation, over z_score")
+    print("\nover the control that differs in the remedy alone")
     print(report.markdown_table(_against(config, results, noises)))
     edges = [f"{name} {share:.2f}" for name, share in at_the_edge(config, chosen).items()]
     print(f"\nshare of cells tuned to an end of the grid: {', '.join(edges)}")

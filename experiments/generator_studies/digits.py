@@ -14,7 +14,6 @@ from jaxreward.losses import denoising
 from jaxreward.networks import diffusion
 from jaxreward.networks.diffusion import Condition, DiffusionConfig
 from jaxreward.policies import consistency, flow
-from jaxreward.schedules import Schedule
 from jaxreward.training import fit
 
 CLASSES, SIDE = 10, 8

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments.image_studies import problem, report
+from experiments.image_studies import problem, report, searches
 from experiments.studies import Study
 from jaxreward import masked
 from jaxreward.rewards import images as image_rewards
@@ -34,14 +34,8 @@ FLAWED = (canvases.BOTH, canvases.RELATION, canvases.COUNT, canvases.SIZE)
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/carinox.py`."""
-    c, banks = config.study, problem.load_banks()
-    return Study(
-        lambda *given: _run(c, banks, *given),
-        draw=report.PANELS,
-        iterations=2 * c.steps * (c.seeds + 1),
-        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
-        preparing=problem.pretraining_steps(c),
-    )
+    c = config.study
+    return searches.make_study(c, _run, keys=7, iterations=2 * c.steps * (c.seeds + 1))
 
 
 def flawed_tables(prompt: jax.Array) -> jax.Array:
@@ -64,18 +58,13 @@ def make_losses(readers: Callable, prompt: jax.Array, scale: float) -> Callable:
     return losses
 
 
-def _keys(key: jax.Array) -> jax.Array:
-    return jax.random.split(key, 7)
-
-
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,
-    key: jax.Array,
-    params: Any,
+    keys: jax.Array,
+    generator: problem.Generator,
     tick: Callable[[], None],
 ) -> dict[str, Any]:
-    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     readers = problem.train_recognizers(
         keys[1], banks.reward, c.recognizer, hidden=c.reader, count=len(FLAWED)
     )

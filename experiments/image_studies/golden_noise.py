@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from experiments.generator_studies import digits
-from experiments.image_studies import problem, report
+from experiments.image_studies import problem, report, searches
 from experiments.studies import Study
 from jaxreward.losses.noise_search import noise_regression
 from jaxreward.networks import diffusion
@@ -24,28 +24,17 @@ from jaxreward.training.fit import fit
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/golden_noise.py`."""
-    c, banks = config.study, problem.load_banks()
-    return Study(
-        lambda *given: _run(c, banks, *given),
-        draw=report.PANELS,
-        iterations=len(MAPS) * c.map.steps,
-        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
-        preparing=problem.pretraining_steps(c),
-    )
-
-
-def _keys(key: jax.Array) -> jax.Array:
-    return jax.random.split(key, 8)
+    c = config.study
+    return searches.make_study(c, _run, keys=8, iterations=len(MAPS) * c.map.steps)
 
 
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,
-    key: jax.Array,
-    params: Any,
+    keys: jax.Array,
+    generator: problem.Generator,
     tick: Callable[[], None],
 ) -> dict[str, Any]:
-    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     reader = problem.train_recognizers(
         keys[1], banks.reward, c.recognizer, hidden=c.reader, count=1
     )

@@ -63,21 +63,6 @@ def real_canvases(
     return draw(jax.random.split(keys[1], count), bank, prompts), prompts
 
 
-def pretrain(
-    key: jax.Array, bank: canvases.Bank, c: ml_collections.ConfigDict, tick: Callable[[], None]
-) -> Any:
-    """Parameters of the generator of `c`, a config's `study`: the one-step student, if it has one."""
-    teacher = train_teacher(key, bank, c.generator, tick=tick)
-    if "student" in c:
-        return train_student(jax.random.fold_in(key, 1), teacher, c.student, tick).params
-    return teacher.params
-
-
-def pretraining_steps(c: ml_collections.ConfigDict) -> int:
-    """How often `pretrain` ticks."""
-    return c.generator.steps + (c.student.steps if "student" in c else 0)
-
-
 def build_teacher(c: ml_collections.ConfigDict) -> Generator:
     """The diffusion model, told the words of the prompt, untrained; `c` is `study.generator`.
 

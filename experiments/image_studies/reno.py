@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments.image_studies import problem, report
+from experiments.image_studies import problem, report, searches
 from experiments.studies import Study
 from jaxreward.rewards import images as image_rewards
 from jaxreward.search.accounting import Spent, times
@@ -22,28 +22,17 @@ from jaxreward.tasks import digit_canvases as canvases
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/reno.py`."""
-    c, banks = config.study, problem.load_banks()
-    return Study(
-        lambda *given: _run(c, banks, *given),
-        draw=report.PANELS,
-        iterations=c.steps * c.backward_price + c.steps,
-        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
-        preparing=problem.pretraining_steps(c),
-    )
-
-
-def _keys(key: jax.Array) -> jax.Array:
-    return jax.random.split(key, 6)
+    c = config.study
+    return searches.make_study(c, _run, keys=6, iterations=c.steps * c.backward_price + c.steps)
 
 
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,
-    key: jax.Array,
-    params: Any,
+    keys: jax.Array,
+    generator: problem.Generator,
     tick: Callable[[], None],
 ) -> dict[str, Any]:
-    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     readers = [
         problem.train_recognizers(own, banks.reward, c.recognizer, hidden=hidden, count=1)
         for own, hidden in zip(jax.random.split(keys[1], len(c.readers)), c.readers)

@@ -8,7 +8,7 @@ import ml_collections
 from jaxtyping import Array
 
 from experiments.generator_figures import BUDGET, PROMPTS, REWARD, SAMPLES, TRUSTED
-from experiments.image_studies import problem, report
+from experiments.image_studies import problem, report, searches
 from experiments.studies import Study
 from jaxreward.networks.perceptron import Perceptron
 from jaxreward.rewards import images as image_rewards
@@ -32,28 +32,17 @@ class Data(NamedTuple):
 
 def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/ttsnap.py`."""
-    c, banks = config.study, problem.load_banks()
-    return Study(
-        lambda *given: _run(c, banks, *given),
-        draw=report.PANELS,
-        iterations=4 * c.levels * c.steps,
-        prepare=lambda key, tick: problem.pretrain(_keys(key)[0], banks.train, c, tick),
-        preparing=problem.pretraining_steps(c),
-    )
-
-
-def _keys(key: jax.Array) -> jax.Array:
-    return jax.random.split(key, 7)
+    c = config.study
+    return searches.make_study(c, _run, keys=7, iterations=4 * c.levels * c.steps)
 
 
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,
-    key: jax.Array,
-    params: Any,
+    keys: jax.Array,
+    generator: problem.Generator,
     tick: Callable[[], None],
 ) -> dict[str, Any]:
-    keys, generator = _keys(key), problem.build_teacher(c.generator)._replace(params=params)
     clean, score = _reward(keys[1], banks.reward, c)
     judge = problem.train_judge(keys[2], banks.judge, c.judge)
     train = _trajectories(keys[3], generator, c, c.train_prompts, c.train_samples)

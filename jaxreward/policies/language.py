@@ -9,7 +9,7 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxreward.kernels.linear_log_prob import api as linear
 from jaxreward.networks.transformer import Transformer, empty_cache, init

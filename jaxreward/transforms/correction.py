@@ -32,7 +32,6 @@ else: a wrong answer that is *always* accepted is not undone by an average rate,
 correcting with one can make things worse.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

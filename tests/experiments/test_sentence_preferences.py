@@ -8,7 +8,6 @@ import smokes
 
 from configs import sentence_preferences as configs
 from experiments.reward_studies import sentence_preferences as sentences
-from jaxreward.training.exits import ConfigError
 
 
 def test_smoke(tmp_path):

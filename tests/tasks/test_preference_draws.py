@@ -1,6 +1,5 @@
 """Defects of preferences one at a time: their rates, and what they leave alone."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -8,7 +8,7 @@ import pytest
 
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.tasks import traced
-from jaxreward.tasks.traced import Line, TracedSpec
+from jaxreward.tasks.traced import TracedSpec
 
 SIZES = (("train", 300), ("test", 50))
 SPEC = TracedSpec(style="digits", sizes=SIZES)

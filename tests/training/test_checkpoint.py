@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 import resource
 import shutil
 from typing import NamedTuple

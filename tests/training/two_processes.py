@@ -11,7 +11,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import toy_language_run as toy
 
