@@ -17,7 +17,7 @@ often as away from it (0.02 and 0.02 of the visits), so what holds flips back ho
 majority arm chose the largest KL coefficient of the grid.
 
 Hardware and time: two CPU cores with other work on them, 26 minutes for 22 remedies (36 of processor
-time, 2.6 GB) and two for the last three; `quick` one minute with 22.
+time, 2.6 GB) and two for the last three; `quick` one minute.
 Command: python -m experiments.noise_bench [--quick] [--transform=PATH:FACTORY,...] [--workdir=DIR]
 """
 
