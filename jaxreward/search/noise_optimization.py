@@ -38,7 +38,8 @@ class Found(NamedTuple):
     Attributes:
       noise: of the best candidate.
       image: that the generator made of it.
-      loss: by which it was the best.
+      loss: by which it was the best; infinite where no candidate had a finite one, and then the
+        candidate is the first.
       losses: of every candidate and reward, in the order in which they were made.
       norms: Euclidean norm of each candidate's noise.
       spent: counts of the search, Python ints.
@@ -108,6 +109,9 @@ def reno(
 ) -> Found:
     """Reward-based noise optimisation from one noise.
 
+    A gradient that is not finite, such as that of a missing reward, moves nothing: momentum and
+    prior lead on, and with `clip_each` the other rewards.
+
     Args:
       noise: start, float32 of any shape; it counts as one sample.
       generate: noise to image.
@@ -127,11 +131,11 @@ def reno(
         image = generate(noise)
         return losses(image), image
 
-    def step(carry: tuple, _: None):
+    def step(carry: tuple, first: Array):
         noise, state, best = carry
         own, pull, image = jax.vjp(candidate, noise, has_aux=True)
         gradient = _gradient(noise, pull, weights, settings)
-        best = _better(best, (_score(own, weights, settings.select), noise, image))
+        best = _better(best, (_score(own, weights, settings.select), noise, image), first)
         with jax.numpy_dtype_promotion("standard"):
             change, state = optimizer.update(gradient, state, noise)
         seen = (own, _norm(noise), watch(image))
@@ -140,7 +144,8 @@ def reno(
     shape = jax.eval_shape(generate, noise)
     best = (jnp.float32(jnp.inf), noise, jnp.zeros(shape.shape, shape.dtype))
     start = (noise, optimizer.init(noise), best)
-    (_, _, best), (course, norms, seen) = jax.lax.scan(step, start, None, length=settings.steps)
+    first = jnp.arange(settings.steps) == 0
+    (_, _, best), (course, norms, seen) = jax.lax.scan(step, start, first)
     spent = _spent(settings, course.shape[-1])
     return Found(best[1], best[2], best[0], course, norms, spent, seen)
 
@@ -194,15 +199,17 @@ def best_of_n(
     """The best of independent noises by the same losses: the baseline at equal budget."""
     check_choice("select", select, SELECT)
 
-    def one(best: tuple, noise: Array):
+    def one(best: tuple, item: tuple[Array, Array]):
+        noise, first = item
         image = generate(noise)
         own = losses(image)
         seen = (own, _norm(noise), watch(image))
-        return _better(best, (_score(own, weights, select), noise, image)), seen
+        return _better(best, (_score(own, weights, select), noise, image), first), seen
 
     shape = jax.eval_shape(generate, noises[0])
     best = (jnp.float32(jnp.inf), noises[0], jnp.zeros(shape.shape, shape.dtype))
-    best, (course, norms, seen) = jax.lax.scan(one, best, noises)
+    first = jnp.arange(noises.shape[0]) == 0
+    best, (course, norms, seen) = jax.lax.scan(one, best, (noises, first))
     spent = times(Spent(1, 1, course.shape[1]), noises.shape[0])
     return Found(best[1], best[2], best[0], course, norms, spent, seen)
 
@@ -249,20 +256,29 @@ def _gradient(noise: Array, pull: Callable, weights: Array, settings: Climb) -> 
     """Of the weighted losses and the prior, clipped."""
     prior = settings.prior * jax.grad(norm_prior)(noise)
     if not settings.clip_each:
-        return clip_norm(pull(weights)[0] + prior, settings.clip)
+        return clip_norm(_finite(pull(weights)[0]) + prior, settings.clip)
     each = jax.vmap(lambda cotangent: pull(cotangent)[0])(jnp.diag(weights))
-    clipped = jax.vmap(lambda g: clip_norm(g + prior, settings.clip))(each)
+    clipped = jax.vmap(lambda g: clip_norm(_finite(g) + prior, settings.clip))(each)
     return clip_norm(jnp.sum(clipped, axis=0), settings.clip)
+
+
+def _finite(gradient: Array) -> Array:
+    """0 in place of a gradient that is not finite, which would end the climb."""
+    return jnp.where(jnp.all(jnp.isfinite(gradient)), gradient, 0.0)
 
 
 def _score(losses: Array, weights: Array, select: str) -> Array:
     return jnp.dot(losses, weights) if select == "weighted" else jnp.sum(losses)
 
 
-def _better(best: Any, new: Any) -> Any:
-    """The one with the smaller first entry; the older on ties. A NaN never wins."""
-    wins = new[0] < best[0]
-    return jax.tree.map(lambda a, b: jnp.where(wins, b, a), best, new)
+def _better(best: Any, new: Any, first: Array) -> Any:
+    """The one with the smaller first entry; the older on ties, the new one if it is the first.
+
+    NaN counts as infinite, so that it never wins.
+    """
+    score = jnp.where(jnp.isnan(new[0]), jnp.inf, new[0]).astype(jnp.float32)
+    wins = first | (score < best[0])
+    return jax.tree.map(lambda a, b: jnp.where(wins, b, a), best, (score, *new[1:]))
 
 
 def _norm(noise: Array) -> Array:

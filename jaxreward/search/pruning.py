@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxreward.checks import Number
+from jaxreward.checks import Number, check_number
 from jaxreward.search.accounting import Spent
 
 
@@ -33,14 +33,19 @@ def check_schedule(schedule: Schedule, total: int) -> None:
     """Raises ValueError unless the schedule fits a sampler of `total` steps."""
     steps, keep = schedule
     ascending = all(a < b for a, b in zip((-1, *steps), steps))
-    if not ascending or any(step >= total for step in steps):
+    if not ascending or any(step >= total or step != int(step) for step in steps):
         raise ValueError(f"steps = {steps}; allowed are ascending integers in 0 .. {total - 1}")
     if len(keep) != len(steps) or not all(0 < share <= 1 for share in keep):
         raise ValueError(f"keep = {keep}; allowed are {len(steps)} shares in (0, 1]")
 
 
 def survivors(count: int, keep: Sequence[float]) -> tuple[int, ...]:
-    """How many candidates are left after each stage; halves round to even, at least one stays."""
+    """How many candidates are left after each stage; halves round to even, at least one stays.
+
+    Raises:
+      ValueError: no candidate to begin with.
+    """
+    check_number("count", count, lambda v: v >= 1, ">= 1 candidates")
     left = []
     for share in keep:
         count = max(1, round(share * count))
@@ -75,13 +80,13 @@ def cost_per_candidate(
 
 
 def affordable(budget: Number, per_candidate: Number) -> int:
-    """How many candidates a budget pays for, `floor(budget / per_candidate)`.
+    """How many candidates a budget pays for, `floor(budget / per_candidate)`; may be none.
 
     Raises:
-      ValueError: a cost that is not positive.
+      ValueError: a cost that is not positive, or a budget below 0 or infinite.
     """
-    if per_candidate <= 0:
-        raise ValueError(f"per_candidate = {per_candidate}; allowed is > 0")
+    check_number("per_candidate", per_candidate, lambda v: v > 0, "> 0")
+    check_number("budget", budget, lambda v: (v >= 0) & (v < np.inf), ">= 0 and finite")
     return int(np.floor(budget / per_candidate))
 
 
@@ -128,7 +133,8 @@ def prune_table(
       keep: shares, one for each stage.
 
     Raises:
-      ValueError: `keep` has another length than there are stages, or a share is out of (0, 1].
+      ValueError: `keep` has another length than there are stages, a share is out of (0, 1], or
+        there is no candidate.
     """
     check_schedule(Schedule(tuple(range(stages.shape[1])), tuple(keep)), max(stages.shape[1], 1))
     alive, kept = jnp.arange(stages.shape[0], dtype=jnp.int32), []

@@ -32,7 +32,8 @@ def correlations(
 ) -> Float[Array, "C M"]:
     """Pearson correlation of each reward with the judge within each category.
 
-    NaN where a category has no images, or the scores in it do not vary.
+    Of the images that both have scored: a score that is NaN or infinite is missing, and takes no
+    part in any other correlation. NaN where no images are left, or what is left does not vary.
 
     Args:
       scores: of every image under every reward.
@@ -40,16 +41,19 @@ def correlations(
       category: of each image's prompt, in `0 .. categories - 1`.
       categories: how many there are.
     """
-    member = (category[None, :] == jnp.arange(categories)[:, None]).astype(jnp.float32)  # [C, N]
-    count = jnp.sum(member, axis=1)
-    share = member / jnp.maximum(count, 1.0)[:, None]
-    centred = scores[None] - (share @ scores)[:, None, :]  # [C, N, M]
-    judge = judged[None] - (share @ judged)[:, None]  # [C, N]
-    covariance = jnp.einsum("cn,cn,cnm->cm", share, judge, centred)
-    variance = jnp.einsum("cn,cnm->cm", share, jnp.square(centred))
-    product = variance * jnp.sum(share * jnp.square(judge), axis=1)[:, None]
+    known = jnp.isfinite(scores) & jnp.isfinite(judged)[:, None]
+    scores = jnp.where(known, scores, 0.0)
+    judged = jnp.where(jnp.isfinite(judged), judged, 0.0)
+    own = category[None, :] == jnp.arange(categories)[:, None]
+    member = (own[:, :, None] & known[None]).astype(jnp.float32)  # [C, N, M]
+    share = member / jnp.maximum(jnp.sum(member, axis=1, keepdims=True), 1.0)
+    centred = scores[None] - jnp.einsum("cnm,nm->cm", share, scores)[:, None]
+    judge = judged[None, :, None] - jnp.einsum("cnm,n->cm", share, judged)[:, None]
+    mean = lambda values: jnp.sum(share * values, axis=1)
+    product = mean(jnp.square(centred)) * mean(jnp.square(judge))
     positive = product > 0
-    return jnp.where(positive, covariance / jnp.sqrt(jnp.where(positive, product, 1.0)), jnp.nan)
+    root = jnp.sqrt(jnp.where(positive, product, 1.0))
+    return jnp.where(positive, mean(centred * judge) / root, jnp.nan)
 
 
 def category_weights(correlation: Float[Array, "*C M"]) -> Float[Array, "*C M"]:

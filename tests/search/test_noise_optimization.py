@@ -231,6 +231,37 @@ def test_nan_never_wins():
     np.testing.assert_array_equal(search.best_of_n(noises, linear, distance, ONE).noise, noises[1])
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_without_any_known_loss_the_first_is_returned(value):
+    """With the image that belongs to it, and a loss that says so."""
+    losses = lambda x: distance(x) + value
+    starts = jnp.stack([START, 2 * START])
+    for found in (
+        search.best_of_n(starts, linear, losses, ONE),
+        search.reno(START, linear, losses, ONE, search.Climb(steps=3)),
+        search.carinox(starts, linear, losses, ONE, search.Climb(steps=3, clip_each=True)),
+    ):
+        np.testing.assert_array_equal(found.noise, START)
+        np.testing.assert_array_equal(found.image, linear(START))
+        assert np.isposinf(found.loss)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_missing_reward_does_not_end_the_climb(each):
+    """NaN at the start alone: the other rewards and the prior lead away from there."""
+    away = lambda z: jnp.where(jnp.all(z == START), jnp.nan, 0.0)
+    losses = lambda z: jnp.stack([jnp.sum(z) * (1.0 + away(z)), jnp.sum(jnp.square(z))])
+    settings = search.Climb(steps=6, prior=0.1, clip_each=each)
+    found = search.reno(START, lambda z: z, losses, jnp.array([0.0, 1.0]), settings)
+    assert np.isnan(found.losses[0, 0]) and np.all(np.isfinite(found.losses[1:]))
+    assert np.isfinite(found.loss) and not np.array_equal(found.noise, START)
+    if each:  # the first step is that of the sound reward, with the prior once for each
+        prior = 0.1 * jax.grad(search.norm_prior)(START)
+        parts = [search.clip_norm(g + prior, 0.1) for g in (0 * START, 2 * START)]
+        step = -5.0 * 1.9 * search.clip_norm(parts[0] + parts[1], 0.1)
+        np.testing.assert_allclose(found.norms[1], jnp.linalg.norm(START + step), rtol=1e-5)
+
+
 def test_prompts_are_independent_under_vmap_and_jit(key):
     starts = jax.random.normal(key, (3, 2))
     scales = jnp.array([0.1, 1.0, 100.0])

@@ -170,3 +170,28 @@ def test_bad_schedules_are_refused(schedule, words):
         pruning.cost_per_candidate(schedule, **PRICES)
     with pytest.raises(ValueError, match="per_candidate"):
         pruning.affordable(10, 0)
+
+
+def test_without_candidates_or_budget():
+    for call in (
+        lambda: pruning.survivors(0, (0.5,)),
+        lambda: pruning.spent(0, SINGLE, 20),
+        lambda: pruning.prune_table(TABLE[:0, :2], TABLE[:0, 2], (0.5, 0.5)),
+    ):
+        with pytest.raises(ValueError, match="count = 0; allowed is >= 1 candidates"):
+            call()
+    assert pruning.affordable(0, 5.0) == 0 and pruning.affordable(4.9, 5.0) == 0
+    for budget in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"budget = {budget}; allowed is >= 0"):
+            pruning.affordable(budget, 5.0)
+
+
+def test_one_candidate_is_never_dropped():
+    found = pruning.prune_table(TABLE[:1, :2], TABLE[:1, 2], (0.1, 0.1))
+    assert int(found.winner) == 0 and [k.tolist() for k in found.kept] == [[0], [0]]
+    assert pruning.spent(1, SINGLE, 20) == Spent(20, 4, 4)
+
+
+def test_steps_are_whole_numbers():
+    with pytest.raises(ValueError, match=r"steps = \(1.5,\); allowed are ascending integers"):
+        pruning.check_schedule(Schedule((1.5,), (0.5,)), 4)

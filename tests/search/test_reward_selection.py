@@ -44,6 +44,24 @@ def test_constant_scores_have_no_correlation():
     assert np.isnan(found[0, 0])
 
 
+def test_a_missing_score_takes_no_part(key):
+    """As on the card of CARINOX, where one reward has no scores for two of the categories."""
+    scores = jax.random.normal(key, (60, 3))
+    judged = scores[:, 0] + jax.random.normal(jax.random.key(1), (60,))
+    category = jnp.arange(60, dtype=jnp.int32) % 3
+    holes = scores.at[:, 1].set(jnp.where(category == 2, jnp.nan, scores[:, 1]))
+    holes = holes.at[0, 2].set(jnp.inf)
+    unjudged = judged.at[1].set(jnp.nan)
+    found = np.asarray(selection.correlations(holes, unjudged, category, 3))
+    assert np.isnan(found[2, 1]) and np.sum(np.isnan(found)) == 1
+    for c, m in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 2)):
+        own = (np.asarray(category) == c) & np.isfinite(holes[:, m]) & np.isfinite(unjudged)
+        expected = np.corrcoef(np.asarray(holes)[own, m], np.asarray(unjudged)[own])[0, 1]
+        np.testing.assert_allclose(found[c, m], expected, atol=1e-5)
+    weights = selection.category_weights(jnp.asarray(found))
+    assert float(weights[2, 1]) == 0.0 and np.all(np.isfinite(weights))
+
+
 def test_prompts_mix_categories():
     table = jnp.array([[2.0, 0.0], [0.5, 1.5]])
     mixed = selection.prompt_weights(jnp.array([[1.0, 0.0], [0.5, 0.5]]), table)
