@@ -86,8 +86,8 @@ def group_relative(
     check_number("decay", decay, lambda x: (x >= 0) & (x < 1), "[0, 1)")
 
     def init():
-        zero = jnp.zeros((), jnp.float32)
-        return RunningVariance(zero, zero) if _is(scale, "running_std") else ()
+        zeros = [jnp.zeros((), jnp.float32) for _ in range(2)]  # own buffers: both can be donated
+        return RunningVariance(*zeros) if _is(scale, "running_std") else ()
 
     def update(key, signal, state):
         del key

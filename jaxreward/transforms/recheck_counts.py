@@ -45,8 +45,11 @@ class Estimate(NamedTuple):
 
 def no_rechecks(num: int) -> WeightedRechecks:
     """Zeros."""
-    zeros = Rechecks(*(jnp.zeros((num,), jnp.float32) for _ in Rechecks._fields))
-    return WeightedRechecks(zeros, zeros)
+
+    def zeros() -> Rechecks:  # own buffers: all can be donated
+        return Rechecks(*(jnp.zeros((num,), jnp.float32) for _ in Rechecks._fields))
+
+    return WeightedRechecks(zeros(), zeros())
 
 
 def answered(signal: Signal) -> Bool[Array, "P G *S"]:

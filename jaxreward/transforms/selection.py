@@ -65,8 +65,8 @@ def spread_filter(
     check_number("start", start, lambda x: x > record_from, f"> record_from = {record_from}")
 
     def init() -> SpreadState:
-        number, real = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        return SpreadState(number, real, number, real, real)
+        types = (jnp.int32, jnp.float32, jnp.int32, jnp.float32, jnp.float32)
+        return SpreadState(*(jnp.zeros((), dtype) for dtype in types))  # all can be donated
 
     def update(key: jax.Array, signal: Signal, state: SpreadState):
         del key
