@@ -18,6 +18,7 @@ study's own settings), `claims` (each `claim, kind, better, worse, metric, margi
 import contextlib
 import itertools
 import pathlib
+import zipfile
 from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ import numpy as np
 
 from jaxreward.training import check, figures, progress, report
 from jaxreward.training.config import resolve
-from jaxreward.training.exits import ConfigError
+from jaxreward.training.exits import ConfigError, StorageError
 from jaxreward.training.files import atomic_path
 
 KINDS = ("better", "lower", "equal")
@@ -169,8 +170,8 @@ def _arguments(study: Study, root: pathlib.Path, number: int, key: jax.Array) ->
         leaves = jax.tree.leaves(jax.jit(study.prepare)(key))
         with atomic_path(path) as temporary:
             np.savez(temporary, *map(np.asarray, leaves))
-    with np.load(path) as file:
-        leaves = [jax.numpy.asarray(file[f"arr_{i}"]) for i in range(len(file.files))]
+    kept = _read(path)
+    leaves = [jax.numpy.asarray(kept[f"arr_{i}"]) for i in range(len(kept))]
     return key, jax.tree.unflatten(tree, leaves)
 
 
@@ -189,11 +190,21 @@ def _save(path: pathlib.Path, found: Found) -> None:
 
 def _load(path: pathlib.Path) -> Found:
     found: Found = {}
-    with np.load(path) as file:
-        for label in file.files:
-            arm, _, name = label.partition(_SPLIT)
-            found.setdefault(arm, {})[name] = file[label]
+    for label, values in _read(path).items():
+        arm, _, name = label.partition(_SPLIT)
+        found.setdefault(arm, {})[name] = values
     return found
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that a run keeps."""
+    try:
+        with open(path, "rb") as stream, np.load(stream) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise StorageError(
+            f"{path} cannot be read ({error}); without it the same command makes it again"
+        ) from error
 
 
 def _write_curves(path: pathlib.Path, found: Found) -> None:

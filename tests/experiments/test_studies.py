@@ -9,7 +9,7 @@ import pytest
 
 from configs import study as study_config
 from experiments import studies
-from jaxreward.training.exits import ConfigError
+from jaxreward.training.exits import ConfigError, StorageError
 
 CALLS = []
 
@@ -115,6 +115,26 @@ def test_what_is_pretrained_is_kept(tmp_path, at_a_time):
     studies.run(own, str(tmp_path))
     again = read(tmp_path)["results"]["low"]["score"]["per_seed"]
     np.testing.assert_allclose(again, [first[0], 2 * first[1] - 3, first[2]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "other"])
+@pytest.mark.parametrize("folder", ["seeds", "pretrained"])
+def test_a_damaged_file_is_named(tmp_path, folder, damage):
+    """One line and an exit code of its own, not a traceback; without the file all goes on."""
+    own = config(seeds=2, seeds_at_a_time=1)
+    own.study.fn, own.claims = "test_studies:make_prepared", {}
+    studies.run(own, str(tmp_path))
+    before = read(tmp_path)["results"]
+    path = sorted((tmp_path / folder).iterdir())[0]
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "torn": whole[: len(whole) // 2], "other": b"text"}[damage])
+    if folder == "pretrained":
+        sorted((tmp_path / "seeds").iterdir())[0].unlink()
+    with pytest.raises(StorageError, match=rf"{path.name} cannot be read.*makes it again"):
+        studies.run(own, str(tmp_path))
+    path.unlink()
+    studies.run(own, str(tmp_path))
+    assert read(tmp_path)["results"] == before
 
 
 def make_ticking(config):
