@@ -26,9 +26,12 @@ MAX_EXPONENT = 400
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _DECIMAL = re.compile(rf"([+-]?)\s*({_UNSIGNED})(?:[eE]([+-]?[0-9]{{1,4}}))?")
 _BRACE = re.compile(r"\\boxed\{|[{}]")
-_LATEX_FRACTION = re.compile(r"([+-]?)\s*\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_FRAC = r"\\[dt]?frac\s*"
+_PART = rf"(?:[^{{}}]|{_FRAC}\{{[^{{}}]*\}}\s*\{{[^{{}}]*\}})*"  # with fractions of numbers in it
+_LATEX_FRACTION = re.compile(rf"([+-]?)\s*{_FRAC}\{{({_PART})\}}\s*\{{({_PART})\}}")
 _ANY_NUMBER = re.compile(
-    rf"[+-]?(?:{_UNSIGNED})(?:[eE][+-]?[0-9]{{1,4}})?"
+    rf"[+-]?{_FRAC}\{{{_PART}\}}\s*\{{{_PART}\}}"
+    rf"|[+-]?(?:{_UNSIGNED})(?:[eE][+-]?[0-9]+)?"
     rf"(?:\s*/\s*[+-]?(?:{_UNSIGNED}))?"
 )
 
@@ -49,8 +52,9 @@ def parse_number(text: str) -> Fraction | None:
     r"""The exact value of a text that is one number and nothing else.
 
     Reads integers, decimals, scientific notation, fractions `a/b` and `\frac{a}{b}` of
-    those, signs (also U+2212), thousands separators, surrounding spaces and `$`. Nothing is
-    evaluated: the only arithmetic is building fractions of bounded size.
+    those, signs (also U+2212), thousands separators, surrounding spaces and `$`; the parts of a
+    `\frac` may be fractions. Nothing is evaluated: the only arithmetic is building fractions of
+    bounded size.
 
     Returns:
       The value, or None if `text` is not such a number, divides by zero, is longer than
@@ -61,10 +65,9 @@ def parse_number(text: str) -> Fraction | None:
     text = text.strip().strip("$").strip().replace("\u2212", "-")
     latex = _LATEX_FRACTION.fullmatch(text)
     if latex:
-        sign, parts = latex.group(1), latex.groups()[1:]
+        sign, values = latex.group(1), [parse_number(part) for part in latex.groups()[1:]]
     else:
-        sign, parts = "", tuple(text.split("/"))
-    values = [_parse_decimal(part) for part in parts]
+        sign, values = "", [_parse_decimal(part) for part in text.split("/")]
     if len(values) > 2 or None in values or (len(values) == 2 and values[1] == 0):
         return None
     value = values[0] if len(values) == 1 else values[0] / values[1]
@@ -87,15 +90,19 @@ def _parse_decimal(text: str) -> Fraction | None:
 def find_number(response: str) -> Fraction | None:
     """The number a response gives: its final answer, else the last number written in it.
 
-    Only the last `MAX_NUMBER_LENGTH` characters of the final answer are searched.
+    That must begin within the last `MAX_NUMBER_LENGTH` characters of the final answer. What
+    cannot be read (`1/0`, `1e999`, too many digits) is no number, nor is a piece of it.
     """
     text = final_answer(response)
     number = parse_number(text)
     if number is not None:
         return number
-    tail = text[-MAX_NUMBER_LENGTH:].replace("\u2212", "-")
-    found = _ANY_NUMBER.findall(tail)
-    return parse_number(found[-1]) if found else None
+    tail = text[-2 * MAX_NUMBER_LENGTH :].replace("\u2212", "-")
+    found = [match.span() for match in _ANY_NUMBER.finditer(tail)]
+    if not found or found[-1][0] < len(tail) - MAX_NUMBER_LENGTH:
+        return None
+    start, end = found[-1]
+    return parse_number(tail[start:end])
 
 
 def exact_match(response: str, answer: str) -> bool:

@@ -62,6 +62,7 @@ def test_continuous_reward_refuses_infinity():
         (r"\frac{3}{4}", "3/4"),
         (r"-\dfrac{ 1.5 }{3}", "-1/2"),
         ("$2/3$", "2/3"),
+        (r"-\frac{\frac{1}{2}}{3/4}", "-2/3"),
         ("1e400", str(10**400)),
     ],
 )
@@ -116,7 +117,8 @@ def test_final_answer():
     assert boxed(r"\boxed{}") == ""
 
 
-@pytest.mark.parametrize("unit", [r"\boxed{", "{", "}", r"\boxed{}", "1/", "1,", "9" * 50, "$"])
+@pytest.mark.parametrize("unit", [r"\boxed{", "{", "}", r"\boxed{}", "1/", "1,", "9" * 50, "$"]
+    + [r"\frac{", r"\frac{1}{", r"\frac ", r"\frac{1}{2}"])
 def test_pure_verifiers_are_quick_on_hostile_text(unit):
     text = unit * (100_000 // len(unit))
     begun = time.perf_counter()
@@ -143,6 +145,23 @@ def test_closeness_reads_the_number_a_response_gives():
     assert closeness(r"10.5, no \boxed{12}", "10") == pytest.approx(0.4, abs=1e-6)
     assert closeness("no number", "10") == 0.0
     assert closeness("-10", "10") == 0.0
+
+
+@pytest.mark.parametrize(
+    "response, value",
+    [
+        (r"so it is \frac{1}{2}.", "1/2"),
+        (r"\boxed{x = -\dfrac{3}{4}}", "-3/4"),
+        (r"\frac{\frac{1}{2}}{3} metres", "1/6"),
+        ("9" + "0" * 300 + "5", None),  # not 5, nor what its last 256 digits say
+        ("9" * 300 + " and then 5", "5"),
+        ("1e99999", None),  # not 9
+        ("7, or 1/0", None),
+    ],
+)
+def test_the_last_number_is_read_whole(response, value):
+    found = verifiers.find_number(response)
+    assert found == (None if value is None else Fraction(value))
 
 
 @pytest.mark.parametrize("name", ["exact_rational", "closeness", "lenient"])
