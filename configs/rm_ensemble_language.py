@@ -41,8 +41,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "rm_ensemble_language", "experiments.reward_studies.rm_ensemble_language:make"
     )
     config.seeds_at_a_time = 1
-    config.study.update(_world())
-    config.study.update(_models())
+    for part in (world(), models(), _optimization()):
+        config.study.update(part)
     config.study.arms = _arms()
     config.show = (
         "accuracy", "best_of_n/gold", "best_of_n/collapse", "policy_0/gold", "policy_0/collapse",
@@ -50,11 +50,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     _add_claims(config.claims)
     if arg == "smoke":
-        _smoke(config)
+        shrink(config)
+        config.study.update(dict(prompts=2, candidates=16, best_of=(1, 4, 16)))
+        config.study.policy.runs = 2
     return config
 
 
-def _world() -> dict:
+def world() -> dict:
+    """Texts and their gold reward."""
     return dict(
         words=16,
         length=12,  # of a response; the prompt is one word
@@ -64,15 +67,11 @@ def _world() -> dict:
         safe_radius=1.2,  # in root mean squares, beyond which the gold reward falls
         stuttering=0.1,  # share of such texts in the corpus; there are none among the pairs
         repeat=0.85,  # of the word before, in those
-        settings=dict(clean=dict(flips=0.0), flips_25=dict(flips=0.25)),
-        prompts=8,
-        candidates=512,
-        best_of=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
-        tilts=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),  # of 1 / KL coefficient
     )
 
 
-def _models() -> dict:
+def models() -> dict:
+    """Transformers and how they are trained."""
     size = dict(width=32, heads=2, kv_heads=2, intermediate=64)
     return dict(
         language=dict(size, layers=2),
@@ -80,13 +79,22 @@ def _models() -> dict:
         scorer=dict(size, layers=1),
         reward=dict(
             pairs=300, tested=1000, steps=400, batch=32, learning_rate=1e-3, l2=1e-3,
-            hidden=(32,), members=5, reference=1000,
+            hidden=(32,), reference=1000,
         ),
-        policy=dict(
-            kl_coefficients=(0.0, 0.3), kl_budget=10.0, steps=60, prompts=8, group=16,
-            learning_rate=2e-3, window=4, runs=3,
-        ),
+        policy=dict(steps=60, prompts=8, group=16, learning_rate=2e-3, window=4),
     )  # fmt: skip
+
+
+def _optimization() -> dict:
+    return dict(
+        settings=dict(clean=dict(flips=0.0), flips_25=dict(flips=0.25)),
+        reward=dict(members=5),
+        prompts=8,
+        candidates=512,
+        best_of=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+        tilts=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),  # of 1 / KL coefficient
+        policy=dict(kl_coefficients=(0.0, 0.3), kl_budget=10.0, runs=3),
+    )
 
 
 def _arms() -> dict:
@@ -138,12 +146,13 @@ def _add_claims(claims: ml_collections.ConfigDict) -> None:
         )
 
 
-def _smoke(config: ml_collections.ConfigDict) -> None:
+def shrink(config: ml_collections.ConfigDict) -> None:
+    """Two seeds of the least that runs."""
     config.seeds = 2
     own = config.study
-    own.update(dict(words=6, length=4, prompts=2, candidates=16, best_of=(1, 4, 16)))
+    own.update(dict(words=6, length=4))
     own.language.update(dict(width=8, layers=1, intermediate=8))
     own.scorer.update(dict(width=8, intermediate=8))
     own.pretraining.update(dict(steps=2, batch=4))
     own.reward.update(dict(pairs=16, tested=20, steps=2, batch=4, hidden=(4,), reference=20))
-    own.policy.update(dict(steps=4, prompts=2, group=2, window=2, runs=2))
+    own.policy.update(dict(steps=4, prompts=2, group=2, window=2))

@@ -18,7 +18,7 @@ from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
 from jaxreward.losses.regularization import exact_kl, penalized
 from jaxreward.policies import tabular
-from jaxreward.training import fit
+from jaxreward.training import check, fit
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage, base, calibration
 from jaxreward.types import Signal, make_signal
@@ -39,6 +39,14 @@ class Task(NamedTuple):
 def make_study(config: ml_collections.ConfigDict) -> Study:
     """The study of `config.study`."""
     settings = config.study
+    names = ("prompts", "features", "width", "sharpness", "batch_size", "pairs", "steps",
+             "learning_rate", "model_learning_rate")  # fmt: skip
+    models = (f"models.{name}" for name in settings.models)
+    check.positive(config, *(f"study.{name}" for name in (*names, *models)))
+    check.at_least(config, "study.candidates", 2)
+    check.at_least(config, "study.group_size", 2, "a group baseline")
+    check.at_least(config, "study.kl_coefficient", 0)
+    check.in_range(config, "study.correlation", 0, 1)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
         task_key, model_key, policy_key = jax.random.split(key, 3)

@@ -19,7 +19,8 @@ from experiments.studies import Study
 from jaxreward import channel as channels
 from jaxreward.channel import Channel
 from jaxreward.losses import pointwise, reduction
-from jaxreward.training import figures
+from jaxreward.training import check, figures
+from jaxreward.training.exits import ConfigError
 from jaxreward.types import Feedback
 
 PREDICTIONS = ("rotate", "skew", "one", "four")
@@ -50,6 +51,14 @@ def make(config: ml_collections.ConfigDict) -> Study:
     false_positive, false_negative, newton_steps, fits.
     """
     study = config.study
+    names = ("features", "width", "population", "sizes", "redraws", "newton_steps", "fits")
+    check.positive(config, *(f"study.{name}" for name in names))
+    if len(set(study.sizes)) < 2:
+        allowed = "two or more that differ, for a slope"
+        raise ConfigError(f"config.study.sizes = {study.sizes!r}; allowed is {allowed}")
+    for name in ("propensity", "decay"):
+        check.in_range(config, f"study.{name}", 0, 1, "(]")
+    check.correctable(config, "study.false_positive", "study.false_negative")
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, 5)

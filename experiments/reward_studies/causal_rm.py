@@ -21,7 +21,7 @@ from jaxreward import channel as channels
 from jaxreward import label_estimates
 from jaxreward.channel import Channel
 from jaxreward.losses import pointwise, reduction
-from jaxreward.training import fit
+from jaxreward.training import check, fit
 from jaxreward.types import Feedback
 
 
@@ -54,6 +54,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
     false_positive and false_negative.
     """
     study = config.study
+    _check(config)
     names = list(study.settings)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
@@ -65,6 +66,22 @@ def make(config: ml_collections.ConfigDict) -> Study:
         return _arms(found, names)
 
     return Study(run, draw=_draw)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    names = ("features", "width", "test_items", "hidden", "batch", "learning_rate", "steps",
+             "propensity_steps", "every")  # fmt: skip
+    check.positive(config, *(f"study.{name}" for name in names))
+    check.at_least(config, "study.train_items", 2, "a part to select by")
+    for name in ("propensity", "clip", "paper_clip"):
+        check.in_range(config, f"study.{name}", 0, 1, "(]")
+    check.in_range(config, "study.quantile", 0.5, 1, "()")
+    for name in ("steps", "propensity_steps"):
+        check.divisible(config, f"study.{name}", config.study.every, "study.every")
+    for setting in config.study.settings:
+        own = f"study.settings.{setting}"
+        check.in_range(config, f"{own}.decay", 0, 1, "(]")
+        check.correctable(config, f"{own}.false_positive", f"{own}.false_negative")
 
 
 def _setting(key: jax.Array, decay, false_positive, false_negative, study) -> dict[str, Any]:

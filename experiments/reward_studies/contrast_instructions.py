@@ -22,7 +22,7 @@ from jaxreward.curation.convex_augmentation import spanning_subset
 from jaxreward.evaluation import best_of_n, reward_benchmarks
 from jaxreward.rewards.fusion import fuse_rewards
 from jaxreward.tasks import preference_draws
-from jaxreward.training import fit
+from jaxreward.training import check, fit
 
 SPELLINGS = 2
 ARMS = ("base", "random_da", "convex_da", "all_da")
@@ -62,6 +62,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
     spelling_distance, top_k, threshold, tested, prompts, samples, best_of, policy_right.
     """
     study = config.study
+    _check(config)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, 6)
@@ -87,6 +88,21 @@ def make(config: ml_collections.ConfigDict) -> Study:
         return results
 
     return Study(run, draw=_draw)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    names = ("wordings", "fillers", "words", "pairs", "perturbations", "width", "steps", "batch",
+             "learning_rate", "embedding", "top_k", "tested", "prompts", "samples",
+             "best_of")  # fmt: skip
+    check.positive(config, *(f"study.{name}" for name in names))
+    check.at_least(config, "study.slot_values", 2, "a wrong answer")
+    for name in ("worth_of_answer", "weight_decay", "spelling_distance"):
+        check.at_least(config, f"study.{name}", 0)
+    for name in ("style_share", "other_word", "policy_right"):
+        check.in_range(config, f"study.{name}", 0, 1)
+    check.in_range(config, "study.noise", 0, 0.5)
+    check.in_range(config, "study.threshold", -1, 1)
+    check.in_range(config, "study.top_k", 1, 2 * config.study.pairs)
 
 
 def _by_arm(arms: Sequence[str], found: dict[str, Array]) -> dict[str, dict[str, Array]]:

@@ -20,6 +20,7 @@ from jaxreward import masked
 from jaxreward.curation import peer_selection
 from jaxreward.losses import preference
 from jaxreward.tasks import preference_draws
+from jaxreward.training import check
 
 FILTERS = ("none", "self", "peer", "oracle")
 
@@ -88,6 +89,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
     pool_start, learning_rate, arms, and `settings`, each with rate and by_margin.
     """
     study = config.study
+    _check(config)
     names = list(study.settings)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
@@ -104,6 +106,19 @@ def make(config: ml_collections.ConfigDict) -> Study:
         return results
 
     return Study(run, draw=_draw)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    names = ("features", "gold_width", "hidden", "test_pairs", "batch", "epochs", "warm_up",
+             "learning_rate")  # fmt: skip
+    check.positive(config, *(f"study.{name}" for name in names))
+    check.at_least(config, "study.pairs", config.study.batch, "one batch, study.batch")
+    check.in_range(config, "study.pool_start", 0, 1, "(]")
+    check.required(config, "study.arms")
+    check.choice(config, "study.arms", ARMS)
+    for name in config.study.settings:
+        check.in_range(config, f"study.settings.{name}.rate", 0, 0.5, "[)")
+        check.in_range(config, f"study.settings.{name}.by_margin", 0, 1)
 
 
 def _data(key: jax.Array, rate: Array, by_margin: Array, study) -> tuple[Pairs, Pairs]:

@@ -45,10 +45,15 @@ class Pairs(NamedTuple):
 def make(config: ml_collections.ConfigDict) -> studies.Study:
     """The study of `configs/dmoerm.py`."""
     own = config.study
-    sizes = ("categories", "capabilities", "overall", "judged", "members", "tested", "best_of")
-    check.positive(config, *(f"study.{name}" for name in (*sizes, "steps", "every")))
+    sizes = ("categories", "capabilities", "members", "tested", "best_of", "prompts", "batch")
+    more = ("steps", "every", "learning_rate")
+    check.positive(config, *(f"study.{name}" for name in (*sizes, *more)))
+    check.in_range(config, "study.every", 1, own.steps)
+    check.at_least(config, "study.judged", 2, "a part to select by")
+    check.at_least(config, "study.overall", 4, "two phases with a part to select by each")
     check.rate(config, "study.flips", "study.judge_error", "study.bad_judge_error")
-    check.in_range(config, "study.phase_one", 0, 1, "()")
+    part = 2 / own.overall  # of which one pair is trained on and one selects
+    check.in_range(config, "study.phase_one", part, 1 - part)
     check.in_range(config, "study.held_out", 0, 1, "()")
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:

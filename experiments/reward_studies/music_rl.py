@@ -69,9 +69,13 @@ class Models(NamedTuple):
 def make(config: ml_collections.ConfigDict) -> studies.Study:
     """The study of `configs/music_rl.py`."""
     own = config.study
-    for name in ("width", "base_steps", "judge_steps", "user_steps", "steps", "looks", "tested",
-                 "batch", "user_batch", "pairs", "held_out", "temperature"):  # fmt: skip
+    for name in ("width", "layers", "base_steps", "judge_steps", "user_steps", "steps", "looks",
+                 "tested", "batch", "base_batch", "user_batch", "pairs", "held_out", "temperature",
+                 "sampling_temperature"):  # fmt: skip
         check.positive(config, f"study.{name}")
+    for name in ("", "base_", "judge_", "user_", "value_"):
+        check.positive(config, f"study.{name}learning_rate")
+    check.divisible(config, "study.width", 4, "two heads of even size")
     check.rate(config, "study.flips")
     check.in_range(config, "study.alpha", 0, 1, "[)")
     check.divisible(config, "study.looks", 5, "so that a fifth of the steps is looked at")

@@ -18,7 +18,7 @@ from experiments.reward_studies import toy_mlp
 from experiments.studies import Study
 from jaxreward.evaluation import best_of_n, reward_benchmarks, reward_sensitivity
 from jaxreward.tasks import preference_draws
-from jaxreward.training import fit
+from jaxreward.training import check, fit
 
 DETAILED, TERSE = 1.0, 0.0
 
@@ -62,9 +62,11 @@ def make(config: ml_collections.ConfigDict) -> Study:
     """The study.
 
     `config.study`: models, digits, base, pairs_least, pairs_most, noise_most, width, steps, batch,
-    learning_rate, problems, rejected, samples, prompts, step_accuracy, detailed_share, tilt.
+    learning_rate, weight_decay, problems, rejected, samples, prompts, best_of, step_accuracy,
+    detailed_share, tilt.
     """
     study = config.study
+    _check(config)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
         keys = jax.random.split(key, 4)
@@ -76,6 +78,21 @@ def make(config: ml_collections.ConfigDict) -> Study:
         return _results(benchmarks, used, study)
 
     return Study(run, draw=_draw)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    study = config.study
+    names = ("digits", "pairs_least", "width", "steps", "batch", "learning_rate", "problems",
+             "rejected", "samples", "prompts", "tilt")  # fmt: skip
+    check.positive(config, *(f"study.{name}" for name in names))
+    check.at_least(config, "study.models", 3, "thirds")
+    check.at_least(config, "study.base", 2)
+    check.at_least(config, "study.pairs_most", study.pairs_least, "study.pairs_least")
+    check.at_least(config, "study.weight_decay", 0)
+    check.in_range(config, "study.noise_most", 0, 0.5)
+    check.in_range(config, "study.step_accuracy", 0, 1)
+    check.in_range(config, "study.detailed_share", 0, 1)
+    check.choice(config, "study.best_of", _sizes(study))
 
 
 def _dials(key: jax.Array, study) -> Dials:

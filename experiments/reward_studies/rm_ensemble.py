@@ -20,7 +20,7 @@ from experiments.studies import Study
 from jaxreward.evaluation import best_of_n
 from jaxreward.losses import preference
 from jaxreward.tasks import preference_draws
-from jaxreward.training import figures, fit
+from jaxreward.training import check, figures, fit
 from jaxreward.transforms import aggregation
 
 
@@ -48,6 +48,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
     several members, weight and ddof), and `policy`, see there.
     """
     study = config.study
+    _check(config)
     names = list(study.settings)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
@@ -66,6 +67,44 @@ def make(config: ml_collections.ConfigDict) -> Study:
         }
 
     return Study(run, draw=_draw)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    study = config.study
+    names = ("features", "gold_width", "hidden", "safe_radius", "pairs", "batch", "steps",
+             "learning_rate", "members", "prompts", "far_scale", "policy.steps",
+             "policy.learning_rate", "policy.window")  # fmt: skip
+    check.positive(config, *(f"study.{name}" for name in names))
+    check.at_least(config, "study.l2", 0)
+    check.at_least(config, "study.reference", 2, "a spread")
+    check_optimization(config, study.members)
+    for name in study.settings:
+        check.rate(config, f"study.settings.{name}.flips")
+        check.in_range(config, f"study.settings.{name}.far", 0, 1)
+        check.at_least(config, f"study.settings.{name}.cost", 0)
+
+
+def check_optimization(config: ml_collections.ConfigDict, members: int) -> None:
+    """Checks the arms and how they are optimised, with so many members; see `make`.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    study = config.study
+    check.positive(config, "study.prompts", "study.policy.kl_budget")
+    check.at_least(config, "study.candidates", 2, "a spread")
+    check.at_least(config, "study.policy.group", 2, "a group baseline")
+    check.divisible(config, "study.policy.steps", study.policy.window, "study.policy.window")
+    for name in ("best_of", "tilts", "policy.kl_coefficients"):
+        check.required(config, f"study.{name}")
+        check.at_least(config, f"study.{name}", 1 if name == "best_of" else 0)
+    for name in study.arms:
+        arm = f"study.arms.{name}"
+        check.choice(config, f"{arm}.aggregate", aggregation.AGGREGATES)
+        check.in_range(config, f"{arm}.members", 1, members)
+        for way in ("policy_",) if study.arms[name].members == 1 else ("policy_", ""):
+            check.at_least(config, f"{arm}.{way}weight", 0)
+            check.choice(config, f"{arm}.{way}ddof", (0, 1))
 
 
 def compared(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:

@@ -32,14 +32,14 @@ from jaxreward.policies.language import Prompts, language_policy
 from jaxreward.policies.supervised import supervised_loss
 from jaxreward.rewards import learned
 from jaxreward.tasks import preference_draws
-from jaxreward.training import fit
+from jaxreward.training import check, fit
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms import advantage, aggregation, kl_penalty
 from jaxreward.transforms.base import chain
 from jaxreward.types import Policy, make_signal
 
 Words = Int[Array, "*B T"]
-"""Prompt and response in one, `T = 1 + length`."""
+"""Prompt and response in one."""
 
 
 class World(NamedTuple):
@@ -89,6 +89,10 @@ def make(config: ml_collections.ConfigDict) -> Study:
     steps, prompts, group, learning_rate, window, runs: how many single members are optimised).
     """
     study, names = config.study, list(config.study.settings)
+    validate(config)
+    check.positive(config, "study.reward.members")
+    rm_ensemble.check_optimization(config, study.reward.members)
+    check.in_range(config, "study.policy.runs", 1, study.reward.members)
     flips = jnp.array([study.settings[name].flips for name in names], jnp.float32)
 
     def run(key: jax.Array) -> dict[str, dict[str, Any]]:
@@ -104,6 +108,32 @@ def make(config: ml_collections.ConfigDict) -> Study:
         }
 
     return Study(run, draw=_draw)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks texts, transformers and their training, which other studies share.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    study = config.study
+    sizes = [f"{part}.{name}" for part in ("language", "scorer") for name in study[part]]
+    trained = [f"{part}.{name}" for part in ("pretraining", "reward") for name in ("steps", "batch")]
+    more = ("pretraining.learning_rate", "reward.learning_rate", "reward.pairs", "reward.tested",
+            "reward.hidden", "policy.steps", "policy.prompts", "policy.learning_rate",
+            "policy.window", "length", "features", "gold_width", "safe_radius")  # fmt: skip
+    check.positive(config, *(f"study.{name}" for name in (*sizes, *trained, *more)))
+    check.at_least(config, "study.words", 2)
+    check.at_least(config, "study.cost", 0)
+    check.rate(config, "study.stuttering", "study.repeat")
+    check.at_least(config, "study.reward.l2", 0)
+    check.at_least(config, "study.reward.reference", 2, "a spread")
+    check.at_least(config, "study.policy.group", 2, "a group baseline")
+    check.divisible(config, "study.policy.steps", study.policy.window, "study.policy.window")
+    check.rate(config, *(f"study.settings.{name}.flips" for name in study.settings))
+    for part in ("language", "scorer"):
+        for name, by in (("heads", "kv_heads"), ("width", "heads")):
+            check.divisible(config, f"study.{part}.{name}", study[part][by], f"study.{part}.{by}")
 
 
 def _setting(key: jax.Array, world: World, start: Any, flips: Array, study):
@@ -145,10 +175,15 @@ def gold_reward(world: World, texts: Words, *, study) -> Float[Array, "*B"]:
     return rm_ensemble.gold_reward(world.network, x, study.cost, study.safe_radius)
 
 
-def draw_texts(key: jax.Array, count: int, stuttering: float, study) -> Int[Array, "B T"]:
-    """Texts of independent words; in a share of them a word repeats the one before, mostly."""
+def draw_texts(
+    key: jax.Array, count: int, stuttering: float, study, *, prompt: int = 1
+) -> Int[Array, "B T"]:
+    """Texts of independent words; in a share of them a word repeats the one before, mostly.
+
+    The first `prompt` words of a text are its prompt.
+    """
     keys = jax.random.split(key, 3)
-    shape = (count, study.length + 1)
+    shape = (count, prompt + study.length)
     fresh = jax.random.randint(keys[0], shape, 0, study.words, jnp.int32)
     stutters = jax.random.bernoulli(keys[1], stuttering, (count, 1))
     again = jax.random.bernoulli(keys[2], study.repeat, shape) & stutters
@@ -170,7 +205,7 @@ def draw_prompts(key: jax.Array, count: int, study) -> Prompts:
 def texts_of(trajectories) -> Int[Array, "P G T"]:
     """Prompts and responses in one."""
     first, responses = trajectories.prompts.tokens[:, None], trajectories.outputs
-    first = jnp.broadcast_to(first, responses.shape[:2] + (1,))
+    first = jnp.broadcast_to(first, responses.shape[:2] + first.shape[2:])
     return jnp.concatenate([first, responses], axis=2)
 
 
@@ -185,14 +220,14 @@ def make_policy(study) -> Policy:
     )  # fmt: skip
 
 
-def pretrain(key: jax.Array, study) -> Any:
-    """Parameters of a language model of the corpus."""
+def pretrain(key: jax.Array, study, *, prompt: int = 1) -> Any:
+    """Parameters of a language model of the corpus, whose texts begin with `prompt` words more."""
     own, keys = study.pretraining, jax.random.split(key)
     config = TransformerConfig(vocab_size=study.words, **study.language.to_dict())
     loss = supervised_loss(config)
 
     def sample(k: jax.Array) -> Sequences:
-        texts = draw_texts(k, own.batch, study.stuttering, study)
+        texts = draw_texts(k, own.batch, study.stuttering, study, prompt=prompt)
         shape = texts.shape
         return Sequences(texts, jnp.ones(shape, bool), jnp.full(shape[0], shape[1], jnp.int32))
 
@@ -230,38 +265,50 @@ def train_members(
 ) -> Members:
     """Members that differ in their start and the order of the data."""
     keys = jax.random.split(key)
-    pairs = label(keys[0], raw, study.reward.pairs, flips, study)
-    each = jax.random.split(keys[1], study.reward.members)
-    params = jax.vmap(lambda k: _train_member(k, pairs, study))(each)
+    draw = lambda k: draw_texts(k, study.reward.pairs, 0.0, study)
+    pairs, each = label(keys[0], raw, draw, flips), jax.random.split(keys[1], study.reward.members)
+    init, own = make_scorer(study).init, lambda params, texts: member_score(params, texts, study)
+    params = jax.vmap(lambda k: train_scorer(k, init, own, pairs, study))(each)
     near_scores = jax.lax.map(lambda own: member_score(own, near, study), params)
     return Members(params, aggregation.member_scale(near_scores.T))
 
 
-def label(key: jax.Array, raw: Callable, count: int, flips: Array | float, study) -> Pairs:
-    """Pairs of ordinary texts with one prompt, the better first but for a share of `flips`."""
+def label(
+    key: jax.Array, raw: Callable, draw: Callable, flips: Array | float, *, prompt: int = 1
+) -> Pairs:
+    """Pairs of texts with one prompt, the better first but for a share of `flips`.
+
+    Args:
+      key: of the draw.
+      raw: the gold reward of texts.
+      draw: `(key) -> texts`, those of one side.
+      flips: in [0, 1].
+      prompt: words of a text that are its prompt.
+    """
     keys = jax.random.split(key, 3)
-    one, other = (draw_texts(k, count, 0.0, study) for k in keys[:2])
-    other = other.at[:, 0].set(one[:, 0])
+    one, other = draw(keys[0]), draw(keys[1])
+    other = other.at[:, :prompt].set(one[:, :prompt])
     won = preference_draws.turn_round(keys[2], raw(one) >= raw(other), flips)
     return Pairs(*preference_draws.preferred_first(won, one, other))
 
 
-def _train_member(key: jax.Array, pairs: Pairs, study) -> Any:
+def train_scorer(key: jax.Array, init: Callable, score: Callable, pairs: Pairs, study) -> Any:
+    """Parameters of a model, from `init(key)`, whose `score(params, texts)` orders the pairs."""
     own, keys = study.reward, jax.random.split(key)
 
     def loss(params: Any, batch: Pairs) -> Array:
-        scores = member_score(params, jnp.stack(batch), study)
+        scores = score(params, jnp.stack(batch))
         penalty = own.l2 * jnp.mean(preference.score_penalty(scores[0], scores[1]))
         return preference.pair_loss(scores[0] - scores[1], jnp.ones(own.batch)) + penalty
 
     sample = lambda k: fit.rows(pairs, k, own.batch)
-    start, optimizer = make_scorer(study).init(keys[0]), optax.adam(own.learning_rate)
+    start, optimizer = init(keys[0]), optax.adam(own.learning_rate)
     return fit.fit(keys[1], start, loss, sample, optimizer, steps=own.steps)[0]
 
 
 def _accuracy(key: jax.Array, raw: Callable, members: Members, study) -> Float[Array, ""]:
     """Share of fresh pairs that a member orders as the gold reward does, mean over members."""
-    pairs = label(key, raw, study.reward.tested, 0.0, study)
+    pairs = label(key, raw, lambda k: draw_texts(k, study.reward.tested, 0.0, study), 0.0)
     first, second = score(members, jnp.stack(pairs), study)
     return jnp.mean(first > second, dtype=jnp.float32)
 
@@ -278,7 +325,8 @@ def _policies(key: jax.Array, start: Any, members: Members, gold: Callable, stud
 
     def train(place: tuple[Array, Array]):
         reward = lambda texts: jax.lax.switch(place[0], rewards, texts)
-        return _train_policy(key, start, reward, gold, coefficients[place[1]], study)
+        draw = lambda k: draw_prompts(k, own.prompts, study)
+        return train_policy(key, start, draw, reward, gold, coefficients[place[1]], study)[1]
 
     curves = jax.lax.map(train, tuple(axis.ravel() for axis in grid))
     curves = jax.tree.map(lambda x: x.reshape(grid[0].shape + x.shape[1:]), curves)
@@ -310,14 +358,30 @@ def _reward(members: Members, run: Run, texts: Words, *, study) -> Float[Array, 
     )
 
 
-def _train_policy(key, start, reward: Callable, gold: Callable, coefficient: Array, study):
-    """GRPO with the KL in the reward: `{"gold", "proxy", "kl"}` by window."""
+def train_policy(
+    key: jax.Array, start: Any, draw: Callable, reward: Callable, gold: Callable,
+    coefficient: Array | float, study,
+) -> tuple[Any, dict[str, Array]]:  # fmt: skip
+    """GRPO with the KL in the reward.
+
+    Args:
+      key: of everything random.
+      start: parameters of the policy, which is also the reference.
+      draw: `(key) -> Prompts`, those of an update.
+      reward: of texts, what is optimised; NaN is missing.
+      gold: of texts, watched.
+      coefficient: of the KL.
+      study: its `policy` has steps, group, learning_rate and window.
+
+    Returns:
+      The last parameters, and `{"gold", "proxy", "kl"}` by window.
+    """
     own, policy = study.policy, make_policy(study)
     rewards = chain(kl_penalty.kl_penalty(coefficient), advantage.grpo())
     step = make_update_step(policy_objective(policy), rewards, optax.adam(own.learning_rate))
 
     def update(state, _):
-        prompts = draw_prompts(sample_key(state), own.prompts, study)
+        prompts = draw(sample_key(state))
         drawn = policy.sample(state.params, sample_key(state), prompts, own.group)
         texts, reference = texts_of(drawn), policy.log_prob(start, drawn).log_probs
         proxy = reward(texts)
@@ -328,8 +392,9 @@ def _train_policy(key, start, reward: Callable, gold: Callable, coefficient: Arr
             state, _ = step.update(state, signal)
         return state, seen
 
-    _, seen = jax.lax.scan(update, step.init(key, start), None, length=own.steps)
-    return jax.tree.map(lambda x: jnp.mean(x.reshape(-1, own.window), axis=1), seen)
+    last, seen = jax.lax.scan(update, step.init(key, start), None, length=own.steps)
+    by_window = lambda x: jnp.mean(x.reshape(-1, own.window), axis=1)
+    return last.params, jax.tree.map(by_window, seen)
 
 
 def _draw(config, found, results, axes) -> None:

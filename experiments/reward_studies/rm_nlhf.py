@@ -66,11 +66,19 @@ class Rollouts(NamedTuple):
 def make(config: ml_collections.ConfigDict) -> studies.Study:
     """The study of `configs/rm_nlhf.py`."""
     own = config.study
-    check.positive(config, "study.group", "study.table_items", "study.table_steps", "study.steps")
-    check.positive(config, "study.train_items", "study.batch", "study.tested", "study.start_steps")
-    check.positive(config, "study.looks", "study.cold_steps")
+    sizes = ("table_items", "table_steps", "steps", "batch", "tested", "start_steps", "looks",
+             "cold_steps")  # fmt: skip
+    rates = [f"{name}learning_rate" for name in ("", "table_", "meta_", "start_")]
+    check.positive(config, *(f"study.{name}" for name in (*sizes, *rates)))
+    check.at_least(config, "study.train_items", 2, "items with critiques and others")
+    check.at_least(config, "study.group", 2, "a group baseline")
+    check.in_range(config, "study.threshold", 0, 1)
+    for name in ("kl", "meta_decay", "salience", *(f"arms.{arm}.weight" for arm in own.arms)):
+        check.at_least(config, f"study.{name}", 0)
+    for arm in (name for name in own.arms if own.arms[name].table):
+        check.at_least(config, f"study.arms.{arm}.outcome", 0)
     check.divisible(config, "study.steps", own.looks, "study.looks")
-    check.rate(config, "study.wrong_critiques", "study.wrong_labels")
+    check.rate(config, "study.wrong_critiques", "study.wrong_labels", "study.start_errors")
     check.in_range(config, "study.with_critique", 0, 1, "()")
     check.divisible(config, "study.batch", 2, "half of it with critiques")
 

@@ -89,7 +89,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
     check.required(config, "study.topics", "study.learning_rates", "study.hidden")
     check.choice(config, "study.gold", GOLDS)
     check.choice(config, "study.encoder", ("package", "hashed"))
-    check.at_least(config, "study.gap", 0)
+    check.in_range(config, "study.every", 1, config.study.steps)
+    for name in ("gap", "weight_decay"):
+        check.at_least(config, f"study.{name}", 0)
     for name in config.study.arms:
         path = f"study.arms.{name}"
         check.choice(config, f"{path}.features", FEATURES)

@@ -34,8 +34,14 @@ FRESH, GROUP = 2000, 16
 def make(config: ml_collections.ConfigDict) -> studies.Study:
     """The study of `configs/soli_reward.py`."""
     own = config.study
-    check.positive(config, "study.examples", "study.steps", "study.pairs", "study.policy_steps")
-    check.positive(config, "study.policy_window", "study.policy_kl")
+    sizes = ("examples", "hidden", "steps", "pairs", "best_of", "prompts", "policy_steps",
+             "policy_window", "policy_groups")  # fmt: skip
+    more = ("learning_rate", "policy_learning_rate", "policy_kl")
+    check.positive(config, *(f"study.{name}" for name in (*sizes, *more)))
+    check.divisible(config, "study.policy_steps", own.policy_window, "study.policy_window")
+    for name in own.arms:
+        for field in ("margin", "win_tie", "lose_tie", "tie_weight"):
+            check.at_least(config, f"study.arms.{name}.{field}", 0)
     check.rate(config, "study.flips")
     names = list(own.arms)
     fields = ("margin", "win_tie", "lose_tie", "tie_weight")

@@ -16,6 +16,11 @@ from experiments.studies import Study
 from jaxreward.evaluation import finite_mdp, reward_distances
 from jaxreward.evaluation.reward_distances import reward_distance, reward_metric
 from jaxreward.tasks import random_mdps
+from jaxreward.training import check
+from jaxreward.training.exits import ConfigError
+
+BOUNDED = "VAL-2-2"
+"""The metric whose bounds on regret are looked at."""
 
 
 class Pairs(NamedTuple):
@@ -42,6 +47,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
     do).
     """
     study = config.study
+    _check(config)
     metrics = {name: reward_metric(name) for name in study.metrics}
     one_pair = lambda key: _pair(key, study, metrics)
     measure = jax.jit(lambda keys: jax.lax.map(one_pair, keys, batch_size=study.mdps_at_a_time))
@@ -56,6 +62,25 @@ def make(config: ml_collections.ConfigDict) -> Study:
         return _results(tuple(metrics), found, far)
 
     return Study(run, on_host=True, draw=_draw)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    names = ("mdps", "mdps_at_a_time", "pairs", "steps", "invariance_mdps")
+    check.positive(config, *(f"study.{name}" for name in names))
+    for name in ("states", "actions"):
+        check.at_least(config, f"study.{name}", 2)
+    check.in_range(config, "study.discount", 0, 1, "()")
+    check.in_range(config, "study.absent_logit", -500, 0)
+    check.required(config, "study.metrics")
+    shown = f"config.study.metrics = {config.study.metrics!r}"
+    for name in config.study.metrics:
+        try:
+            reward_metric(name)
+        except ValueError as error:
+            raise ConfigError(f"{shown}: {error}") from error
+    if BOUNDED not in config.study.metrics:
+        raise ConfigError(f"{shown}; allowed are metrics of which one is {BOUNDED!r}")
+    check.choice(config, "study.drawn", config.study.metrics)
 
 
 def _mdp(key: jax.Array, study, **options) -> finite_mdp.FiniteMDP:
@@ -73,7 +98,7 @@ def _pair(key: jax.Array, study, metrics: dict) -> Pairs:
         apart = jnp.stack([reward_distance(mdp, first, second, m) for m in metrics.values()])
         regret = finite_mdp.optimal_policy_regret(mdp, first, second)
         lower, upper = reward_distances.regret_bounds(mdp)
-        bounded = apart[list(metrics).index("VAL-2-2")]
+        bounded = apart[list(metrics).index(BOUNDED)]
         pair = jnp.stack([first, second])
         both = jax.vmap(finite_mdp.worst_case_regret, (None, 0, 0))(mdp, pair, pair[::-1])
         holds = (lower * bounded <= both + 1e-9) & (both <= upper * bounded + 1e-9)
@@ -117,7 +142,7 @@ def _results(names: tuple[str, ...], found: Pairs, far: np.ndarray) -> dict:
         }
         for i, name in enumerate(names)
     }
-    results["VAL-2-2"]["bounds_hold"] = found.bounded.mean()
+    results[BOUNDED]["bounds_hold"] = found.bounded.mean()
     results["exact"] = dict(shaped_distance=0.0, equivalent_distance=0.0, bounds_hold=1.0)
     return results
 

@@ -42,9 +42,11 @@ class Split(NamedTuple):
 def make(config: ml_collections.ConfigDict) -> studies.Study:
     """The study of `configs/tacred_noise.py`."""
     own = config.study
-    check.positive(config, "study.train", "study.clean", "study.steps", "study.batch", "study.k")
+    names = ("train", "clean", "steps", "batch", "k", "hidden", "learning_rate")
+    check.positive(config, *(f"study.{name}" for name in names))
+    check.at_least(config, "study.weight_decay", 0)
     check.rate(config, "study.missed", "study.swaps")
-    check.at_least(config, "study.folds", 2)
+    check.in_range(config, "study.folds", 2, own.train)
     check.choice(config, "study.rule", cleaning.RULES)
     check.in_range(config, "study.train", 1, 1700 - own.clean)
     pixels, digits = _digits()

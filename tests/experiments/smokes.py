@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -45,10 +46,10 @@ def run(name, folder, *, undefined=()):
     return config, results
 
 
-def refuses(name, key, value, *, blamed=None):
-    """Building the smoke variant with `key` changed ends in a line on the key, or on `blamed`."""
-    config = variant(name)
+def refuses(name, key, value, *, blamed=None, arg="smoke"):
+    """Building a variant with `key` changed ends in a line on the key, or on `blamed`."""
+    config = variant(name, arg)
     config.update_from_flattened_dict({key: value})
-    said = f"config.{blamed} = " if blamed else f"config.{key} = {value!r}"
+    said = f"config.{blamed} = " if blamed else re.escape(f"config.{key} = {value!r}")
     with pytest.raises(ConfigError, match=said):
         resolve(config.study.fn)(config)

@@ -64,10 +64,11 @@ def test_the_better_text_of_a_pair_stands_first_but_for_the_flips(key):
     study = study_of()
     world = language.make_world(key, study)
     raw = lambda texts: language.gold_reward(world, texts, study=study)
-    right = language.label(key, raw, 500, 0.0, study)
+    draw = lambda k: language.draw_texts(k, 500, 0.0, study)
+    right = language.label(key, raw, draw, 0.0)
     assert (raw(right.first) >= raw(right.second)).all()
     np.testing.assert_array_equal(right.first[:, 0], right.second[:, 0])  # one prompt
-    noisy = language.label(key, raw, 500, 0.25, study)
+    noisy = language.label(key, raw, draw, 0.25)
     wrong = jnp.mean(raw(noisy.first) < raw(noisy.second), dtype=jnp.float32)
     assert abs(wrong - 0.25) < 4 * (0.25 * 0.75 / 500) ** 0.5
 

@@ -1,0 +1,137 @@
+"""A language policy on reward models of users: whose taste counts where, end to end."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.reward_studies import personalized_language as personal
+from experiments.reward_studies import rm_ensemble_language as language
+from jaxreward.policies.language import Prompts
+from jaxreward.rewards import learned
+
+
+def config_of(arg="smoke"):
+    return importlib.import_module("configs.personalized_language").get_config(arg)
+
+
+def study_of(**changes):
+    study = config_of().study
+    study.update(changes)
+    return study
+
+
+def named(texts, user):
+    return texts.at[..., 0].set(user)
+
+
+def test_claims_name_arms():
+    config = config_of("")
+    arms = {f"{s}/{a}" for s in config.study.settings for a in (*config.study.arms, "gold", "start")}
+    for claim in config.claims.values():
+        assert {claim.better, claim.worse} <= arms
+
+
+@pytest.mark.parametrize("taste", [0.0, 0.5, 2.0])
+def test_tastes_correlate_as_their_distance_says(taste):
+    study = study_of(gold_width=500, users=3)
+    worlds = jax.vmap(lambda k: personal.make_world(k, taste, study).tastes)(
+        jax.random.split(jax.random.key(0), 20)
+    )
+    found = np.corrcoef(np.moveaxis(np.asarray(worlds), 2, 0).reshape(3, -1))
+    expected = np.where(np.eye(3) > 0, 1.0, 1.0 / (1.0 + taste**2))
+    np.testing.assert_allclose(found, expected, atol=0.05)
+    assert np.mean(np.square(worlds)) == pytest.approx(2 / 500, rel=0.05)  # whatever the taste
+
+
+def test_a_text_is_worth_what_it_is_to_the_user_it_names(key):
+    study = study_of(words=6, length=12, users=3)
+    world = personal.make_world(key, 2.0, study)
+    texts = personal.draw_texts(key, 7, study)
+    np.testing.assert_array_equal(texts[:, 0], [0, 1, 2, 0, 1, 2, 0])
+    found = personal.gold_reward(world, texts, study)
+    for user in range(3):
+        network = [world.hidden, (world.tastes[:, user, None], jnp.zeros(1))]
+        own = language.World(world.features, network)
+        expected = language.gold_reward(own, texts[:, 1:], study=study)
+        np.testing.assert_allclose(found[user::3], expected[user::3], rtol=1e-5)
+
+
+def test_pairs_have_one_name_and_word(key):
+    study = study_of()
+    raw = lambda texts: jnp.sum(texts, axis=-1).astype(jnp.float32)
+    draw = lambda k: personal.draw_texts(k, 50, study)
+    pairs = language.label(key, raw, draw, 0.0, prompt=personal.PROMPT)
+    np.testing.assert_array_equal(pairs.first[:, :2], pairs.second[:, :2])
+    assert (pairs.first[:, 2:] != pairs.second[:, 2:]).any()
+
+
+def test_everybody_is_standardized_by_their_own(key):
+    study = study_of(users=2, tested=3)
+    prompts = personal.draw_prompts(key, study.tested, study)
+    words = jax.random.randint(key, (6, 50, study.length), 0, study.words)
+    first = jnp.broadcast_to(prompts.tokens[:, None], (6, 50, 2))
+    near = jnp.concatenate([first, words], axis=2)
+    sums = lambda texts: jnp.sum(texts[..., 2:], -1).astype(jnp.float32)
+    score = lambda texts: sums(texts) * (1.0 + texts[..., 0].astype(jnp.float32))
+    found = personal.by_user(personal.standardized(score, near, 2)(near), 2)
+    assert found.shape == (2, 150)
+    np.testing.assert_allclose(jnp.mean(found, axis=1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(jnp.std(found, axis=1), 1.0, rtol=1e-5)
+
+
+def test_arms_ask_whom_they_say(key):
+    study = study_of(users=3)
+    pairs = language.label(
+        key, lambda texts: jnp.sum(texts, -1).astype(jnp.float32),
+        lambda k: personal.draw_texts(k, 30, study), 0.0, prompt=personal.PROMPT,
+    )  # fmt: skip
+    scores = {
+        name: personal.trained_score(key, pairs, study.arms[name], study) for name in study.arms
+    }
+    text = personal.draw_texts(key, 1, study)[0]
+    of = lambda name, user: float(scores[name](named(text, user)[None])[0])
+    assert of("pooled", 0) == of("pooled", 1) == of("pooled", 2)
+    for name in ("heads", "models", "name"):
+        assert len({of(name, user) for user in range(3)}) == 3, name
+    for user in range(3):
+        assert of("other", user) == pytest.approx(of("heads", (user + 1) % 3), abs=1e-6)
+    for name in scores:  # nobody knows user 3
+        assert np.isnan(of(name, 3)), name
+
+
+def test_a_language_policy_writes_to_each_user_and_learns_nothing_from_unknown_ones(key):
+    """GRPO of a transformer on a personalised model: one user likes word 4, the other word 5."""
+    study = study_of()
+    study.policy.update(dict(steps=60, group=16, learning_rate=1e-2, window=10))
+    count = lambda params, words: jnp.einsum(
+        "btv,v->b", jax.nn.one_hot(words, study.words), params["likes"]
+    )
+    init = lambda k: {"likes": jax.random.normal(k, (study.words,))}
+    model = learned.personalized(learned.RewardModel(init, count), 2)
+    params = {"likes": jax.nn.one_hot(jnp.array([4, 5]), study.words)}
+
+    def reward(texts):
+        given = learned.OfUsers(texts[..., 2:].reshape(-1, study.length), texts[..., 0].ravel())
+        return model.score(params, given).reshape(texts.shape[:-1])
+
+    def train(draw):
+        gold = lambda texts: jnp.nan_to_num(reward(texts))
+        return jax.jit(
+            lambda start: language.train_policy(key, start, draw, reward, gold, 0.0, study)
+        )(start)
+
+    start = language.make_policy(study).init(key)
+    trained, curves = train(lambda k: personal.draw_prompts(k, 2, study))
+    assert curves["gold"][0] < 0.5 * study.length and curves["gold"][-1] > 0.75 * study.length
+    found = personal.measure(key, trained, reward, study)
+    assert float(found["gold_least"]) > 0.75 * study.length  # each user, not one for both
+
+    def strangers(k):
+        prompts = personal.draw_prompts(k, 2, study)
+        return Prompts(prompts.tokens.at[:, 0].set(study.users), prompts.lengths)
+
+    untaught, _ = train(strangers)
+    jax.tree.map(np.testing.assert_array_equal, untaught, start)
