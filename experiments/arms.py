@@ -105,8 +105,8 @@ def _true(signal: Signal):
 def _measured_rates(by: str, num: int) -> RewardTransform:
     """Records the batch's real error rates by index, to hold estimates against.
 
-    Metrics `channel/false_positive_<i>` and `channel/false_negative_<i>`; 0 where the batch has
-    no sample of that truth.
+    Metrics `channel/false_positive_<i>` and `channel/false_negative_<i>`, 0 where the batch has
+    no sample of that truth; `..._errors` over `..._count` is the rate of several batches.
     """
 
     def update(key, signal: Signal) -> Signal:
@@ -120,6 +120,7 @@ def _measured_rates(by: str, num: int) -> RewardTransform:
             for name, truth in (("false_positive", true <= 0.5), ("false_negative", true > 0.5)):
                 mask = known & truth & (index == i)
                 found[f"channel/{name}_{i}"] = masked.mean(wrong.astype(jnp.float32), mask)
+                found[f"channel/{name}_{i}_errors"] = masked.count(mask & wrong)
                 found[f"channel/{name}_{i}_count"] = masked.count(mask)
         return signal.replace(metrics={**signal.metrics, **found})
 

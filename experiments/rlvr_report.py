@@ -149,10 +149,16 @@ def _curve(axes, lines, name: str, label: str, position: int, seeds: int) -> Non
         axes.fill_between(steps, mean - half, mean + half, color=style["color"], alpha=0.12)
 
 
-def _running_rate(lines, name: str) -> np.ndarray:
-    """Errors over chances up to each update, from the batches' rates and counts."""
-    rates, counts = _series(lines, name)[1], _series(lines, f"{name}_count")[1]
-    return np.cumsum(rates * counts) / np.maximum(np.cumsum(counts), 1.0)
+def running_rate(lines: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and errors over chances up to each of them, of all seeds; NaN before a chance.
+
+    A seed's rates are not averaged: the one of a batch without a chance is 0.
+    """
+    steps, errors = _series(lines, f"{name}_errors")
+    _, counts = _series(lines, f"{name}_count")
+    chances = np.cumsum(counts[len(counts) - len(errors) :])  # older lines have no errors
+    known = chances > 0
+    return steps, np.where(known, np.cumsum(errors) / np.where(known, chances, 1.0), np.nan)
 
 
 def _draw_rates(axes, context: Context, lines, setting: str) -> None:
@@ -170,8 +176,8 @@ def _draw_rates(axes, context: Context, lines, setting: str) -> None:
             axes.plot(steps, mean, color=f"C{position}", label=label, linewidth=1.2)
             low, high = (_series(lines, f"{name}_{end}")[1] for end in ("low", "high"))
             axes.fill_between(steps, low, high, color=f"C{position}", alpha=0.12)
-            truth = _running_rate(lines, f"{setting}/{arm}/channel/{rate}{suffix}")
-            axes.plot(steps, truth, color=f"C{position}", linestyle=":", linewidth=1.2)
+            real = running_rate(lines, f"{setting}/{arm}/channel/{rate}{suffix}")
+            axes.plot(*real, color=f"C{position}", linestyle=":", linewidth=1.2)
             position += 1
     axes.set(xlabel="update", ylabel="noise rate: estimate, interval; dotted: real", ylim=(0, 1))
     if position:

@@ -8,7 +8,7 @@ import processes
 import pytest
 
 from configs import common, random_calculation
-from experiments import rlvr_config, rlvr_stages, verification
+from experiments import rlvr_config, rlvr_report, rlvr_stages, verification
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
@@ -54,6 +54,19 @@ def test_metrics_hold_the_audit_and_the_rates(finished):
     row = json.loads(lines[0])
     for name in ("audit/cosine", "rates/false_positive_0", "policy/kl", "reward/true"):
         assert f"equal/appeals_backward/{name}" in row
+    _, rate = rlvr_report.running_rate([row], "equal/appeals_backward/channel/false_negative_0")
+    assert 0 <= rate[0] < 1
+
+
+def test_the_real_rate_is_that_of_all_seeds_together():
+    """Two seeds: 1 error in 1 chance, none in 0; then 1 in 2, none in 1. Before, no errors."""
+    lines = [{"step": 0, "r": 0.2, "r_count": 3.0}, {"step": 1, "r_errors": 0.0, "r_count": 0.0}]
+    lines += [{"step": 2, "r_errors": 0.5, "r_count": 0.5}]
+    lines += [{"step": 3, "r_errors": 0.5, "r_count": 1.5}]
+    steps, rate = rlvr_report.running_rate(lines, "r")
+    np.testing.assert_array_equal(steps, [1, 2, 3])
+    np.testing.assert_allclose(rate, [np.nan, 1.0, 0.5])
+    assert len(rlvr_report.running_rate(lines[:1], "r")[0]) == 0  # a run of an older version
 
 
 @pytest.mark.parametrize("path", CONFIGS)
