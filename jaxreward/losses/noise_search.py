@@ -19,7 +19,8 @@ def reward_distillation(
 ) -> Float[Array, ""]:
     """Distance of a noise-aware reward from the clean reward of the same trajectory's end.
 
-    TTSnap (arXiv 2511.22242). `target` takes no gradient.
+    TTSnap (arXiv 2511.22242). `target` takes no gradient; samples where it is NaN or infinite are
+    missing, and take no part.
 
     Args:
       predicted: by the learned reward, of the clean estimates of one step.
@@ -32,11 +33,14 @@ def reward_distillation(
     check_choice("kind", kind, DISTILLATION)
     check_number("temperature", temperature, lambda v: v > 0, "> 0")
     target = jax.lax.stop_gradient(target)
+    known = jnp.isfinite(target)
+    target = jnp.where(known, target, 0.0)
     if kind == "squared":
-        return jnp.mean(jnp.square(predicted - target))
+        return masked.mean(jnp.square(predicted - target), known)
     if kind == "standardized":
-        return jnp.mean(jnp.square(_standardized(predicted) - _standardized(target)))
-    ahead = target[:, None] > target[None, :]
+        parts = (_standardized(values, known) for values in (predicted, target))
+        return masked.mean(jnp.square(jnp.subtract(*parts)), known)
+    ahead = (target[:, None] > target[None, :]) & known[:, None] & known[None, :]
     gaps = (predicted[:, None] - predicted[None, :]) / temperature
     return masked.mean(jax.nn.softplus(-gaps), ahead)
 
@@ -48,8 +52,8 @@ def noise_regression(
     return jnp.mean(jnp.square(mapped - golden))
 
 
-def _standardized(values: Array) -> Array:
-    centred = values - jnp.mean(values)
-    square = jnp.sum(jnp.square(centred)) / max(values.shape[0] - 1, 1)
+def _standardized(values: Array, known: Array) -> Array:
+    centred = jnp.where(known, values - masked.mean(values, known), 0.0)
+    square = jnp.sum(jnp.square(centred)) / jnp.maximum(masked.count(known) - 1.0, 1.0)
     std = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
     return centred / (std + 1e-10)

@@ -173,6 +173,7 @@ def carinox(
       as_released: choose by the unweighted losses, as the authors' code does.
       watch: as in `reno`.
     """
+    _check_count(noises)
     if as_released:
         settings = settings._replace(select="unweighted")
 
@@ -198,6 +199,7 @@ def best_of_n(
 ) -> Found:
     """The best of independent noises by the same losses: the baseline at equal budget."""
     check_choice("select", select, SELECT)
+    _check_count(noises)
 
     def one(best: tuple, item: tuple[Array, Array]):
         noise, first = item
@@ -283,6 +285,10 @@ def _better(best: Any, new: Any, first: Array) -> Any:
 
 def _norm(noise: Array) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(noise)))
+
+
+def _check_count(noises: Array) -> None:
+    check_number("noises", noises.shape[0], lambda v: v >= 1, ">= 1 to choose from")
 
 
 def _check(settings: Climb) -> None:

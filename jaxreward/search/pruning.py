@@ -87,7 +87,7 @@ def affordable(budget: Number, per_candidate: Number) -> int:
     """
     check_number("per_candidate", per_candidate, lambda v: v > 0, "> 0")
     check_number("budget", budget, lambda v: (v >= 0) & (v < np.inf), ">= 0 and finite")
-    return int(np.floor(budget / per_candidate))
+    return int(np.floor(budget / per_candidate * (1.0 + 1e-9)))  # 3 * 199.2 / 199.2 is below 3
 
 
 def spent(count: int, schedule: Schedule, total: int, rewards: int = 1) -> Spent:
@@ -215,7 +215,7 @@ def kept_best(
 
     The cut keeps `max(1, floor(share * N))`.
     """
-    count = max(1, int(np.floor(share * scores.shape[0])))
+    count, target = max(1, int(np.floor(share * scores.shape[0]))), _known(target)
     best = jnp.max(target[_best(scores, count)])
     gap = jnp.max(target) - best
     return (gap == 0).astype(jnp.float32), gap

@@ -38,6 +38,19 @@ def test_gradients_are_finite_where_all_are_equal(kind):
     assert np.all(np.isfinite(grad))
 
 
+@pytest.mark.parametrize("kind", ["squared", "standardized", "preference"])
+def test_a_missing_target_takes_no_part(kind):
+    """As in the batch without that sample, in value and gradient; nothing where none is left."""
+    predicted, target = jnp.array([0.0, 1.0, 7.0, 3.0]), jnp.array([1.0, 0.0, jnp.nan, 2.0])
+    loss = jax.value_and_grad(lambda p, t: reward_distillation(p, t, kind=kind))
+    value, grad = loss(predicted, target)
+    alone, expected = loss(PREDICTED, TARGET)
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    np.testing.assert_allclose(grad, np.insert(expected, 2, 0.0), rtol=1e-5, atol=1e-7)
+    value, grad = loss(predicted, jnp.full(4, jnp.inf))
+    assert float(value) == 0.0 and not np.any(grad)
+
+
 def test_noise_regression_is_the_mean_over_all_entries():
     golden = jnp.arange(12.0).reshape(3, 2, 2)
     np.testing.assert_allclose(noise_regression(golden + 2, golden), 4.0)

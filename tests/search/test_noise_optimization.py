@@ -292,5 +292,8 @@ def test_bad_settings_are_refused(change, words):
 def test_bad_budgets_are_refused():
     with pytest.raises(ValueError, match="budget = 3"):
         search.best_within(jnp.zeros((2, 1)), ONE, 3)
+    for find in (search.best_of_n, search.carinox):
+        with pytest.raises(ValueError, match="noises = 0; allowed is >= 1"):
+            find(jnp.zeros((0, 2)), linear, distance, ONE)
     with pytest.raises(ValueError, match="select"):
         search.best_of_n(jnp.zeros((1, 2)), linear, distance, ONE, select="x")

@@ -154,6 +154,8 @@ def test_best_kept_and_the_gap():
     scores = jnp.array([4.0, 2.0, 3.0, 1.0])
     assert tuple(map(float, pruning.kept_best(scores, target, 0.5))) == (0.0, 2.0)
     assert tuple(map(float, pruning.kept_best(scores, target, 0.75))) == (1.0, 0.0)
+    unknown = jnp.append(target, jnp.nan), jnp.append(scores, jnp.nan)
+    assert tuple(map(float, pruning.kept_best(unknown[1], unknown[0], 0.6))) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,9 @@ def test_without_candidates_or_budget():
     ):
         with pytest.raises(ValueError, match="count = 0; allowed is >= 1 candidates"):
             call()
+    for price in (199.2, 49.96, 0.1, 1 / 3):  # rounding of floats costs nobody a candidate
+        assert all(pruning.affordable(n * price, price) == n for n in range(300))
+        assert all(pruning.affordable((n - 1e-6) * price, price) == n - 1 for n in range(1, 300))
     assert pruning.affordable(0, 5.0) == 0 and pruning.affordable(4.9, 5.0) == 0
     for budget in (-1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"budget = {budget}; allowed is >= 0"):
