@@ -23,7 +23,6 @@ from jaxreward.search import accounting
 from jaxreward.search.accounting import Spent
 from jaxreward.search.noise_optimization import best_so_far
 from jaxreward.training import check
-from jaxreward.training.exits import ConfigError
 from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms.advantage import direct, group_relative
 from jaxreward.transforms.learned_baseline import learned_baseline
@@ -131,22 +130,21 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.in_range(config, "study.eta", 0, 1)
     with generator_checks.named("study.generator"):
         digits.build(config.study.generator)
-    wishes, split = len(config.study.wishes), config.study.devices
-    if wishes % split:
-        raise ConfigError(
-            f"config.study.devices = {split}; allowed are divisors of {wishes}, the wishes"
-        )
+    count = len(config.study.wishes)
+    splits = lambda devices: count % devices == 0
+    check.that(config, "study.devices", splits, f"a divisor of {count}, the number of wishes")
     for name, arm in config.study.arms.items():
         path = f"study.arms.{name}"
         check.choice(config, f"{path}.kind", KINDS)
         if arm.kind == "network":
             check.choice(config, f"{path}.equal", ("calls", "cost"))
             check.in_range(config, f"{path}.eta", 0, 1, "(]")
+            check.at_least(config, f"{path}.batch", 2, "a group baseline")
         if arm.kind == "noise":
             check.choice(config, f"{path}.objective", ("clip_always", "clip", "reinforce"))
             check.choice(config, f"{path}.old", ("behaviour", "recomputed"))
         if arm.kind in LEARNING:
-            check.in_range(config, f"{path}.batch", 1, config.study.calls)
+            check.in_range(config, f"{path}.batch", 1, affordable(arm, config.study))
 
 
 def run_arm(
@@ -188,13 +186,16 @@ def spent(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -
 
 
 def samples(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> int:
-    """Samples of a learning arm: `settings.calls`, or as many as cost what these cost FIND."""
-    count = settings.calls
-    if arm.kind == "network" and arm.equal == "cost":
-        plain = ml_collections.ConfigDict(dict(kind="noise"))
-        price = accounting.cost(spent(plain, settings)) / accounting.cost(spent(arm, settings))
-        count = int(count * price)
-    return max(count // arm.batch, 1) * arm.batch
+    """Samples of a learning arm: what it can afford, in whole batches."""
+    return affordable(arm, settings) // arm.batch * arm.batch
+
+
+def affordable(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> int:
+    """`settings.calls`, or as many samples as cost what these cost FIND."""
+    if arm.kind != "network" or arm.equal != "cost":
+        return settings.calls
+    paid = settings.calls * settings.sampler_steps
+    return int(paid / accounting.cost(spent(arm, settings)))
 
 
 def noise_policy(task: Task) -> Policy:
@@ -278,7 +279,7 @@ def make_iteration(
         rows = used.trajectories.mask[:, :, 0]
         signal = make_signal(used.rewards, rows, trajectories=used.trajectories, **inputs)
         judged = task.judge(trajectories.outputs, prompt)
-        return (place(step.update(state, signal)[0]), past), (jnp.mean(clean), jnp.mean(judged))
+        return (place(step.update(state, signal)[0]), past), (jnp.nanmean(clean), jnp.mean(judged))
 
     return start, iteration
 

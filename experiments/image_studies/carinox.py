@@ -38,6 +38,11 @@ def study(config: ml_collections.ConfigDict) -> Study:
     return searches.make_study(c, _run, keys=7, iterations=2 * c.steps * (c.seeds + 1))
 
 
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know; raises ConfigError."""
+    searches.validate(config)
+
+
 def flawed_tables(prompt: jax.Array) -> jax.Array:
     """`[4, K, K]`: what each reward takes for right."""
     allowed = canvases.allowed_pairs(prompt)

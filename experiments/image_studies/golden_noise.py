@@ -19,6 +19,7 @@ from jaxreward.rewards import images as image_rewards
 from jaxreward.search import golden_noise
 from jaxreward.search.accounting import Spent, add
 from jaxreward.tasks import digit_canvases as canvases
+from jaxreward.training.exits import ConfigError
 from jaxreward.training.fit import fit
 
 
@@ -26,6 +27,21 @@ def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/golden_noise.py`."""
     c = config.study
     return searches.make_study(c, _run, keys=8, iterations=len(MAPS) * c.map.steps)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know: what keys mean together.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    searches.validate(config)
+    most = config.study.redenoise_guidance
+    if config.study.inversion_guidance > most:
+        raise ConfigError(
+            f"config.study.inversion_guidance = {config.study.inversion_guidance}; allowed is at "
+            f"most redenoise_guidance = {most}"
+        )
 
 
 def _run(

@@ -13,15 +13,14 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from experiments import generator_checks
 from experiments.generator_figures import BUDGET, CURVE_PANELS, REWARD, TRUSTED
-from experiments.image_studies import problem, report
+from experiments.image_studies import problem, report, searches
 from experiments.studies import Study
 from jaxreward import masked
 from jaxreward.rewards import images as image_rewards
 from jaxreward.search import accounting
 from jaxreward.search.accounting import Spent, times
-from jaxreward.search.noise_optimization import Climb, nesterov, reno
+from jaxreward.search.noise_optimization import Climb, best_so_far, nesterov, reno
 from jaxreward.tasks import digit_canvases as canvases
 from jaxreward.training import check
 from jaxreward.training.exits import ConfigError
@@ -64,8 +63,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"config.study.guidances = {own.guidances}; allowed are some with 1.0")
     for path in ("study.tested", "study.search.prompts"):
         check.divisible(config, path, CATEGORIES, "the categories of prompts")
-    with generator_checks.named("study.generator"):
-        problem.build_teacher(own.generator)
+    if climb_steps(own) < 1:
+        raise ConfigError(
+            f"config.study.search.reno_steps = {own.search.reno_steps}; allowed are so few that "
+            f"{own.search.candidates} images of {own.sampler_steps} steps pay for one step of ReNO"
+        )
+    searches.validate(config)
 
 
 class Tables(NamedTuple):
@@ -221,7 +224,7 @@ def chosen(images: Float[Array, "P N 8 16"], prompts, reader, judge, price: Spen
     """The best of each prompt's images by the reward, judged; curves over their number."""
     one = jax.vmap(score(reader, judge), in_axes=(0, None))
     rewards, right = jax.vmap(one)(images, prompts)
-    best = jnp.argmax(rewards, axis=1)
+    best = jax.vmap(best_so_far)(-rewards)[:, -1]
     picked = jnp.take_along_axis(images, best[:, None, None, None], axis=1)[:, 0]
     return {
         **followed(judge, picked, prompts),
@@ -232,11 +235,8 @@ def chosen(images: Float[Array, "P N 8 16"], prompts, reader, judge, price: Spen
 
 def climbed(noises, prompts, generator, reader, judge, c: ml_collections.ConfigDict):
     """ReNO through a short guided sampler: as many steps as the budget pays for."""
-    s, both = c.search, score(reader, judge)
-    made = s.reno_steps * calls(s.guidance)
-    price = Spent(made, 1, 1, backward_calls=made)
-    budget = accounting.cost(Spent(s.candidates * c.sampler_steps * calls(s.guidance)))
-    settings = Climb(int(budget // accounting.cost(price)), s.clip, s.prior)
+    s, both, price = c.search, score(reader, judge), climb_price(c)
+    settings = Climb(climb_steps(c), s.clip, s.prior)
 
     def one(noise, prompt):
         generate = lambda z: problem.sample(
@@ -254,6 +254,18 @@ def climbed(noises, prompts, generator, reader, judge, c: ml_collections.ConfigD
         **report.counted(times(price, settings.steps)),
         **report.course(totals, -totals, ended.watched[:, :, 0], price),
     }
+
+
+def climb_price(c: ml_collections.ConfigDict) -> Spent:
+    """What a step of ReNO costs."""
+    made = c.search.reno_steps * calls(c.search.guidance)
+    return Spent(made, 1, 1, backward_calls=made)
+
+
+def climb_steps(c: ml_collections.ConfigDict) -> int:
+    """How many the budget of `candidates` guided images pays for."""
+    images = Spent(c.search.candidates * c.sampler_steps * calls(c.search.guidance))
+    return int(accounting.cost(images) // accounting.cost(climb_price(c)))
 
 
 def long_sampling(noises, prompts, generator, reader, judge, c: ml_collections.ConfigDict):

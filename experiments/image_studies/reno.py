@@ -26,6 +26,11 @@ def study(config: ml_collections.ConfigDict) -> Study:
     return searches.make_study(c, _run, keys=6, iterations=c.steps * c.backward_price + c.steps)
 
 
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know; raises ConfigError."""
+    searches.validate(config)
+
+
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,

@@ -5,6 +5,7 @@ from typing import Any, Callable
 import jax
 import ml_collections
 
+from experiments import generator_checks
 from experiments.image_studies import problem, report
 from experiments.studies import Study
 
@@ -38,3 +39,13 @@ def make_study(
     return Study(
         run_seed, draw=report.PANELS, iterations=iterations, prepare=prepare, preparing=steps
     )
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks the size of the generator.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    with generator_checks.named("study.generator"):
+        problem.build_teacher(config.study.generator)

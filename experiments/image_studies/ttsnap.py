@@ -7,14 +7,19 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array
 
+from experiments import generator_checks
 from experiments.generator_figures import BUDGET, PROMPTS, REWARD, SAMPLES, TRUSTED
 from experiments.image_studies import problem, report, searches
 from experiments.studies import Study
+from jaxreward.losses.noise_search import DISTILLATION
 from jaxreward.networks.perceptron import Perceptron
 from jaxreward.rewards import images as image_rewards
-from jaxreward.search import pruning
+from jaxreward.search import accounting, pruning
+from jaxreward.search.accounting import Costs
 from jaxreward.search.pruning import Schedule
 from jaxreward.tasks import digit_canvases as canvases
+from jaxreward.training import check
+from jaxreward.training.exits import ConfigError
 from jaxreward.training.noise_aware import distill_levels
 
 
@@ -34,6 +39,33 @@ def study(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/ttsnap.py`."""
     c = config.study
     return searches.make_study(c, _run, keys=7, iterations=4 * c.levels * c.steps)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Checks what `experiments.generator_checks` cannot know: what keys mean together.
+
+    Raises:
+      ConfigError: naming the key, the value and what is allowed.
+    """
+    searches.validate(config)
+    c = config.study
+    check.choice(config, "study.kind", DISTILLATION)
+    check.in_range(config, "study.levels", 1, c.sampler_steps)
+    check.in_range(config, "study.levels_shown", 1, c.sampler_steps - 1)
+    with generator_checks.named("study.schedule"):
+        pruning.check_schedule(Schedule(tuple(c.schedule), tuple(c.keep)), c.sampler_steps)
+    budgets = tuple(c.budgets)
+    if len(budgets) < 2 or any(a >= b for a, b in zip(budgets, budgets[1:])):
+        raise ConfigError(f"config.study.budgets = {budgets}; allowed are at least two, ascending")
+    prices = [_price(c, plan) for plan in (_plan(c), Schedule((), ()))]
+    fewest = min(pruning.affordable(budgets[0], price) for price in prices)
+    most = max(pruning.affordable(budgets[-1], price) for price in prices)
+    if fewest < 1 or most > c.test_samples:
+        raise ConfigError(
+            f"config.study.budgets = {budgets} pay for {fewest} to {most} candidates at "
+            f"{min(prices):g} to {max(prices):g} each; allowed are 1 to test_samples = "
+            f"{c.test_samples}"
+        )
 
 
 def _run(
@@ -146,7 +178,7 @@ def _compare(c, key, tables: dict[str, Array], final: Array, right: Array) -> di
     every = jnp.stack([tables[name] for name in ARMS.values()])  # [A, T, P, M]
     plans = {
         "best_of_n": (Schedule((), ()), every[:1, :0]),
-        "pruned": (Schedule(tuple(c.schedule), tuple(c.keep)), every[:, jnp.asarray(c.schedule)]),
+        "pruned": (_plan(c), every[:, jnp.asarray(c.schedule)]),
     }
     best, pruned = (_curves(c, *plan, final, right, orders) for plan in plans.values())
     own = {name: jax.tree.map(lambda leaf, i=i: leaf[i], pruned) for i, name in enumerate(ARMS)}
@@ -160,8 +192,7 @@ def _compare(c, key, tables: dict[str, Array], final: Array, right: Array) -> di
 
 def _curves(c, plan: Schedule, stages: Array, final: Array, right: Array, orders: Array):
     """What arms with scores `stages [A, J, P, M]` get by the same plan, metrics `[A, ...]`."""
-    price = pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
-    counts = [pruning.affordable(budget, price) for budget in c.budgets]
+    counts = [pruning.affordable(budget, _price(c, plan)) for budget in c.budgets]
     each = [_chosen(stages, final, right, orders[:, :n], plan.keep) for n in counts]
     rewards, rights = (jnp.stack(values, axis=1) for values in zip(*each))
     arms = stages.shape[0]
@@ -170,7 +201,29 @@ def _curves(c, plan: Schedule, stages: Array, final: Array, right: Array, orders
         BUDGET: budgets, REWARD: rewards, TRUSTED: rights,
         "reward/most": rewards[:, -1], "judge/most": rights[:, -1],
         "spent/candidates": jnp.full(arms, counts[-1], jnp.float32),
+        **{name: jnp.full(arms, count) for name, count in _counted(c, plan, counts[-1]).items()},
     }  # fmt: skip
+
+
+def _plan(c: ml_collections.ConfigDict) -> Schedule:
+    """When arms that prune do so."""
+    return Schedule(tuple(c.schedule), tuple(c.keep))
+
+
+def _price(c: ml_collections.ConfigDict, plan: Schedule) -> float:
+    """Expected cost of a candidate to begin with."""
+    return pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
+
+
+def _counted(c: ml_collections.ConfigDict, plan: Schedule, count: int) -> dict[str, Any]:
+    """The accountant's counts of a search over so many candidates.
+
+    Their cost is that of the counts after rounding, which may leave the budget by a little.
+    """
+    steps = pruning.spent(count, plan, c.sampler_steps)
+    calls = 1 if c.guidance == 1.0 else 2  # of the network in each step
+    used = steps._replace(network_calls=steps.network_calls * calls)
+    return accounting.as_metrics(used, Costs(c.denoise_cost / calls, 0.0, c.reward_cost))
 
 
 def _chosen(stages, final, right, orders: Array, keep) -> tuple[Array, Array]:
@@ -190,11 +243,10 @@ def _samples(c, tables: dict[str, Array], final: Array, test: Data) -> dict[str,
     """What every arm chooses for the first prompts at the largest budget, from the same candidates."""
     shown = {}
     for name in ("best_of_n", *ARMS):
-        steps = () if name == "best_of_n" else tuple(c.schedule)
-        plan = Schedule(steps, tuple(c.keep)[: len(steps)])
-        price = pruning.cost_per_candidate(plan, c.sampler_steps, c.denoise_cost, c.reward_cost)
-        count = min(pruning.affordable(c.budgets[-1], price), c.test_samples)
-        stages = tables[ARMS.get(name, "original")][jnp.asarray(steps, jnp.int32), : report.SHOWN]
+        plan = Schedule((), ()) if name == "best_of_n" else _plan(c)
+        count = pruning.affordable(c.budgets[-1], _price(c, plan))
+        steps = jnp.asarray(plan.steps, jnp.int32)
+        stages = tables[ARMS.get(name, "original")][steps, : report.SHOWN]
         choose = lambda own, last, keep=plan.keep: pruning.prune_table(own.T, last, keep).winner
         winner = jax.vmap(choose, in_axes=(1, 0))(
             stages[:, :, :count], final[: report.SHOWN, :count]
