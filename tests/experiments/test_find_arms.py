@@ -9,6 +9,7 @@ import pytest
 from configs import find as find_config
 from experiments.generator_studies import find
 from jaxreward.policies import noise_prior
+from jaxreward.rewards.opaque import on_host
 
 SIZE = 3
 POLICY = noise_prior.noise_prior_policy(1, (SIZE,))
@@ -104,3 +105,30 @@ def test_arms_take_the_steps_of_the_card(name):
             np.testing.assert_allclose(learned.mean[0], params[0], atol=2e-5)
             np.testing.assert_allclose(learned.std[0], params[1], atol=2e-5)
     assert np.max(np.abs(params[0])) > 0.01
+
+
+def test_a_black_box_that_fails_costs_its_own_samples():
+    """The step is that of the others alone, the curve their mean, and what failed is counted."""
+
+    def score(noise):
+        if noise[0] < 0:
+            raise RuntimeError("no picture")
+        return noise.sum()
+
+    reward = on_host(score, axes=(1,))
+    task = TASK._replace(reward=lambda noise, prompt: reward.score(noise) - prompt)
+    settings, arm = find_config.get_config("smoke").study, arm_of("find")
+    settings.reward_noise, arm.batch = 0.0, 6
+    start, iteration = find.make_iteration(POLICY, task, arm, settings, jnp.int32(1))
+    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
+        (state, past), (curve, _) = jax.jit(iteration)(start(jax.random.key(5)))
+        noises = [z for z in past.trajectories.actions[0] if z[0] >= 0]
+        assert 0 < len(noises) < 6 and reward.missing()["raised"] == 6 - len(noises)
+        rewards = [float(jnp.sum(z) - 1.0) for z in noises]
+        first = (jnp.zeros(SIZE), jnp.ones(SIZE))
+        grads = jax.grad(loss)(first, noises, rewards, [log_prob(first, z) for z in noises])
+        optimizer = optax.adam(arm.learning_rate)
+        change, _ = optimizer.update(grads, optimizer.init(first))
+    np.testing.assert_allclose(curve, np.mean(rewards), rtol=1e-5)
+    np.testing.assert_allclose(state.params.mean[0], change[0], atol=1e-6)
+    np.testing.assert_allclose(state.params.std[0], 1.0 + change[1], atol=1e-6)
