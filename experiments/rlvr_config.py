@@ -16,7 +16,6 @@ _POSITIVE = (
     "updates_per_rollout",
     "task.prompts",
     "sampler.max_new_tokens",
-    "sampler.temperature",
     "hyper.learning_rate",
     "evaluation.every",
     "evaluation.prompts",
@@ -62,6 +61,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _check_metric(config, "tune")
     check.at_least(config, "checkpoint.keep", 2)
     check.at_least(config, "group_size", 2, "a group baseline")
+    check.at_least(config, "sampler.temperature", 1e-6)  # `policies.sampling.COLDEST`
     check.in_range(config, "sampler.top_p", 0, 1, "(]")
     check.in_range(config, "loss.clip_low", 0, 1)
     check.at_least(config, "loss.clip_high", 0)

@@ -118,6 +118,8 @@ def language_policy(
     network = Transformer(config, layout.stream)
 
     def sample(params: Any, key: jax.Array, prompts: Prompts, group_size: int) -> Trajectories:
+        if group_size < 1:
+            raise ValueError(f"group_size = {group_size}; allowed is >= 1")
         return _sample(network, decoding, layout.to_sample(params), key, prompts, group_size)
 
     def linear_scores(params: Any, trajectories: Trajectories) -> LinearScores:

@@ -8,6 +8,8 @@ from jaxreward.policies.gumbel import gumbel
 
 GREEDY = 0.0
 """The temperature that stands for the most probable token."""
+COLDEST = 1e-6
+"""The least other: below it the rounding of a logit, over it, is as large as a whole nat."""
 
 
 def processed_log_probs(
@@ -19,7 +21,7 @@ def processed_log_probs(
 
     Args:
       logits: float32.
-      temperature: > 0; may be traced.
+      temperature: at least `COLDEST`; may be traced.
       top_k: keep the `top_k` most probable tokens; 0 keeps all.
       top_p: keep the fewest most probable tokens whose probabilities sum to `top_p`, at least
         one; 1 keeps all.
@@ -82,8 +84,11 @@ def is_greedy(temperature) -> bool:
 
 def check(temperature, top_k: int, top_p: float) -> None:
     """Raises ValueError for sampling settings that mean nothing."""
-    if not isinstance(temperature, jax.core.Tracer) and not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature = {temperature}; allowed is > 0 and finite, or 0 for greedy")
+    known = not isinstance(temperature, jax.core.Tracer)
+    if known and temperature != GREEDY and not COLDEST <= temperature < float("inf"):
+        raise ValueError(
+            f"temperature = {temperature}; allowed is >= {COLDEST:g} and finite, or 0 for greedy"
+        )
     if top_k < 0:
         raise ValueError(f"top_k = {top_k}; allowed is >= 1, or 0 for no filter")
     if not 0 < top_p <= 1:

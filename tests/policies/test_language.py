@@ -277,3 +277,8 @@ def test_bfloat16_activations_give_float32_log_probs_close_by():
 def test_bad_settings_are_refused(settings, name):
     with pytest.raises(ValueError, match=f"{name} = .*allowed"):
         make(**settings)
+
+
+def test_an_empty_group_is_refused():
+    with pytest.raises(ValueError, match="group_size = 0; allowed"):
+        make().sample(params(), jax.random.key(0), PROMPTS, 0)

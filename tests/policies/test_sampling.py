@@ -96,6 +96,7 @@ def test_most_probable_takes_the_first_of_equals():
         (-0.1, 0, 1.0, "temperature"),
         (float("nan"), 0, 1.0, "temperature"),
         (float("inf"), 0, 1.0, "temperature"),
+        (1e-20, 0, 1.0, "temperature"),  # logits over it are not finite
         (1.0, -1, 1.0, "top_k"),
         (1.0, 0, 0.0, "top_p"),
         (1.0, 0, 1.1, "top_p"),
