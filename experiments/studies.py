@@ -111,7 +111,10 @@ def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Pa
     unprepared = sum(not _prepared(root, n).exists() for numbers in left for n in numbers)
     ticks = study.iterations * len(left) + study.preparing * unprepared
     with _ticking(study, ticks, config.method) as study:
-        many = _runner(study, size)
+        jitted = None if study.on_host else jax.jit(jax.vmap(study.run) if size > 1 else study.run)
+        if left and jitted is not None:
+            _check_names(config, _measured(study, jitted, size, key_of(0)))
+        many = _runner(study, jitted, size)
         for path, numbers in batches.items():
             if not path.exists():
                 _save(path, many([_arguments(study, root, n, key_of(n)) for n in numbers]))
@@ -146,18 +149,36 @@ def _bound(study: Study, tick: Callable[[], None]) -> Study:
     return study._replace(run=run, prepare=prepare)
 
 
-def _runner(study: Study, size: int) -> Callable[[list[tuple[Any, ...]]], Found]:
-    """From the `_arguments` of `size` seeds to what they found.
+def _runner(study: Study, jitted: Any, size: int) -> Callable[[list[tuple[Any, ...]]], Found]:
+    """From the `_arguments` of `size` seeds to what they found; `jitted` is None on the host.
 
     A seed on its own is not mapped: convolutions with mapped kernels are far slower on a CPU.
     """
     stack = lambda *leaves: jax.numpy.stack(leaves)
-    if size > 1 and not study.on_host:
-        many = jax.jit(jax.vmap(study.run))
-        return lambda given: jax.tree.map(np.asarray, many(*jax.tree.map(stack, *given)))
-    one = study.run if study.on_host else jax.jit(study.run)
+    if size > 1 and jitted is not None:
+        return lambda given: jax.tree.map(np.asarray, jitted(*jax.tree.map(stack, *given)))
+    one = study.run if jitted is None else jitted
     join = lambda *leaves: np.stack(leaves)
     return lambda given: jax.tree.map(join, *(jax.tree.map(np.asarray, one(*own)) for own in given))
+
+
+def _measured(study: Study, jitted: Any, size: int, key: jax.Array) -> dict[str, list[str]]:
+    """Metrics by arm, curves aside, of a program that is traced here and not again."""
+    own = (key,) if study.prepare is None else (key, jax.eval_shape(study.prepare, key))
+    axes = (size,) if size > 1 else ()
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *x.shape), x.dtype), own)
+    found = jitted.eval_shape(*given)
+    return {arm: [m for m in own if own[m].ndim == len(axes)] for arm, own in found.items()}
+
+
+def _check_names(config: ml_collections.ConfigDict, measured: dict[str, list[str]]) -> None:
+    """Raises ConfigError for an arm or a metric that the study will not measure."""
+    for name in config.claims:
+        claim = config.claims[name]
+        for side in ("better", "worse"):
+            check.choice(config, f"claims.{name}.{side}", measured)
+            check.choice(config, f"claims.{name}.metric", measured[claim[side]])
+    check.choice(config, "show", dict.fromkeys(m for own in measured.values() for m in own))
 
 
 def _arguments(study: Study, root: pathlib.Path, number: int, key: jax.Array) -> tuple[Any, ...]:

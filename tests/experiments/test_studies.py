@@ -82,6 +82,19 @@ def test_on_the_host_seeds_are_the_same(tmp_path):
     np.testing.assert_allclose(low[0], low[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("key, value", [
+    ("claims.more.better", "hihg"), ("claims.less.worse", ""), ("claims.same.metric", "scores"),
+    ("claims.same.metric", "curve"), ("show", ("score", "curve")), ("show", ("scroe",)),
+])  # fmt: skip
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_names_that_are_not_measured_are_refused_before_anything_runs(tmp_path, at_a_time, key, value):
+    own = config(seeds_at_a_time=at_a_time)
+    own.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=f"config.{key} = .*allowed is"):
+        studies.run(own, str(tmp_path))
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def make_prepared(config):
     """Begins with "pretrained" numbers."""
 
