@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import threading
@@ -274,7 +275,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> Iterator[None]:
     """Makes the workdir, locks it, writes `config.json`.
 
-    If the run refuses its config after all, what was made here is taken away again.
+    If the run refuses its config after all, what was made here is taken away again, and a new
+    folder with the data sets that were prepared in it.
 
     Raises:
       ConfigError: another process is running in it, or it cannot be made or written.
@@ -296,11 +298,12 @@ def open_workdir(workdir: str, config: ml_collections.ConfigDict) -> Iterator[No
                 atomic_write(root / "config.json", config_lib.canonical_json(config))
             yield
         except ConfigError:
-            if made and {p.name for p in root.iterdir()} <= {".lock", "config.json"}:
+            left = {p.name for p in root.iterdir()}
+            if not existed and left <= {".lock", "config.json", "data"}:
+                shutil.rmtree(root)
+            elif made and left <= {".lock", "config.json"}:
                 (root / "config.json").unlink(missing_ok=True)
                 (root / ".lock").unlink()
-                if not existed:
-                    root.rmdir()
             raise
 
 

@@ -24,8 +24,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     arms = arms_lib.build_arms(config, arms_lib.provided(config))
     problem = rlvr_problem.load_problem(config, workdir)
-    start = rlvr_problem.warm_start(config, problem)
     with rlvr_problem.open_verification(config, problem) as verification:
+        start = rlvr_problem.warm_start(config, problem)
         problem = rlvr_start.with_votes(config, problem, verification, start)
         problem = answer_scores.with_base_scores(config, problem, start)
         scores = rlvr_start.yardsticks(config, problem, verification, start)

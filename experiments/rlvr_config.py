@@ -56,11 +56,18 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in _NOT_NEGATIVE:
         check.at_least(config, path, 0)
     if "tuned" in settings(config):
+        check.required(config, "tune.learning_rate", "tune.kl_coefficient")
         check.positive(config, *_TUNED)
         check.at_least(config, "tune.kl_coefficient", 0)
         _check_metric(config, "tune")
     check.at_least(config, "checkpoint.keep", 2)
     check.at_least(config, "group_size", 2, "a group baseline")
+    for name in ("b1", "b2"):
+        if name in config.optimizer:
+            check.in_range(config, f"optimizer.{name}", 0, 1, "[)")
+    for name in ("workers", "timeout_s"):
+        if name in config.verifier:
+            check.positive(config, f"verifier.{name}")
     check.at_least(config, "sampler.temperature", 1e-6)  # `policies.sampling.COLDEST`
     check.in_range(config, "sampler.top_p", 0, 1, "(]")
     check.in_range(config, "loss.clip_low", 0, 1)

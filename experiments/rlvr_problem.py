@@ -80,8 +80,17 @@ def _split(splits: dict[str, pipeline.Batch], config, section: str) -> pipeline.
 def open_verification(
     config: ml_collections.ConfigDict, problem: Problem
 ) -> Iterator[Verification]:
-    """The verifier of `config.verifier`; owns its worker processes."""
-    with build(config.verifier, tokenizer=problem.model.tokenizer) as verification:
+    """The verifier of `config.verifier`; owns its worker processes.
+
+    Raises:
+      ConfigError: it cannot be: no such function, or a number out of range.
+    """
+    with contextlib.ExitStack() as stack:
+        verifier = build(config.verifier, tokenizer=problem.model.tokenizer)
+        try:
+            verification = stack.enter_context(verifier)
+        except ValueError as error:
+            raise ConfigError(f"config.verifier: {error}") from error
         yield verification
 
 

@@ -215,6 +215,19 @@ def test_a_run_that_refuses_its_config_after_all_leaves_nothing(tmp_path, capsys
     assert os.listdir(tmp_path) == ["w"] and os.listdir(tmp_path / "w") == []
 
 
+def test_prepared_data_go_with_the_folder_of_a_refused_run(tmp_path, capsys):
+    def run(config, workdir):
+        (pathlib.Path(workdir) / "data").mkdir(exist_ok=True)
+        raise ConfigError("config.mode = 'slow'; allowed is anything else")
+
+    arguments = (f"--config={CONFIG}", f"--workdir={tmp_path / 'w'}")
+    refused(capsys, *arguments, run=run)
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "w" / "data").mkdir(parents=True)
+    refused(capsys, *arguments, run=run)
+    assert (tmp_path / "w" / "data").exists()  # it was there before
+
+
 def test_a_whole_run_and_what_happens_when_its_checkpoints_are_lost(tmp_path):
     smoke = f"{CONFIG}:smoke"
     done = toy(tmp_path, "--shout", "--config.mode=", config=smoke)

@@ -84,6 +84,9 @@ def test_configs_are_valid(path, variant):
           "transforms.noise.source.false_negative": "(0.4,0.1,0.1)"}, "cannot be corrected"),
         ({"arms.backward": "('noize',)"}, "noise"),
         ({"model.heads": "3"}, "model.heads = 3"),
+        ({"sampler.temperature": "1e-20"}, "temperature = 1e-20; allowed is >= 1e-06"),
+        ({"optimizer.b2": "1.0"}, "optimizer.b2 = 1.0"),
+        ({"tune.kl_coefficient": "()"}, "tune.kl_coefficient is not set"),
     ],
 )
 def test_impossible_values_are_refused(change, message):
@@ -99,6 +102,17 @@ def test_noise_beyond_correction_is_refused_also_with_estimated_rates():
               "transforms.noise.source.false_negative": "(0.5,0.1,0.1)"}  # fmt: skip
     with pytest.raises(ConfigError, match="cannot be corrected"):
         rlvr_config.validate(config_lib.override(config, change))
+
+
+def test_a_verifier_that_cannot_be_is_refused_before_anything_is_trained(tmp_path):
+    flags = (f"--config={CONFIGS[1]}:smoke", f"--workdir={tmp_path / 'run'}")
+    for change, message in {
+        "observed=jaxreward.rewards.verifiers:no_such": "no_such",
+        "workers=0": "config.verifier.workers = 0; allowed is > 0",
+    }.items():
+        done = run(*flags, f"--config.verifier.{change}")
+        assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_tuning_gives_every_arm_its_own_best():
