@@ -95,6 +95,8 @@ class SingularValues(nn.Module):
     def __call__(self, left: Array, values: Array, right: Array) -> Array:
         """`[r]` from U `[H, r]`, the values `[r]` and V^T `[r, W]`."""
         rank = values.shape[0]
+        if self.attention and rank % self.heads:
+            raise ValueError(f"heads = {self.heads}; allowed are divisors of the rank, {rank}")
         mlp = lambda x, width: nn.Dense(rank)(nn.relu(nn.Dense(width)(x)))
         rows = mlp(left.T, self.hidden) + mlp(right, self.hidden) + nn.Dense(rank)(values)[None, :]
         if not self.attention:

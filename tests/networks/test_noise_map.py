@@ -142,3 +142,28 @@ def test_residual_alone_starts_as_the_identity(key):
 def test_unknown_parts_are_refused(key):
     with pytest.raises(ValueError, match="parts = 'h'"):
         made(key, small(parts="h"))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (4, 3, 1), (9, 1, 1)])
+def test_odd_noises(shape, key):
+    """Not square, of one row or one column; alone and in a batch, with gradients everywhere."""
+    network = NoiseMap(hidden=4, wide=4, channels=2)
+    noises = jax.random.normal(key, (2, *shape))
+    prompts = jax.random.normal(jax.random.key(1), (2, 3))
+    params = network.init(key, noises[0], prompts[0])
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    mapped = jax.jit(lambda p, z: noise_map.map_batch(network.apply, p, z, prompts))(moved, noises)
+    assert mapped.shape == noises.shape and np.all(np.isfinite(mapped))
+    for i in range(2):
+        np.testing.assert_allclose(
+            mapped[i], network.apply(moved, noises[i], prompts[i]), atol=1e-5
+        )
+    apply = lambda p: noise_map.map_batch(network.apply, p, noises, prompts)
+    grads = jax.grad(lambda p: jnp.sum(jnp.square(apply(p))))(moved)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_heads_divide_the_rank(key):
+    network = NoiseMap(svd_attention=True, heads=8)
+    with pytest.raises(ValueError, match="heads = 8; allowed are divisors of the rank, 5"):
+        network.init(key, jnp.ones((1, 5, 7)), jnp.ones(3))
