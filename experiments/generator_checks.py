@@ -51,6 +51,8 @@ RULES: dict[str, tuple[Holds, str]] = {
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks all numbers of `config.study` and the networks' kinds, then what its module checks.
 
+    Claims are about arms of the study: those of `config.study.arms`, or of the module's `arms`.
+
     Raises:
       ConfigError: naming the key, the value and what is allowed.
     """
@@ -63,9 +65,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(f"config.{path} = {value!r}; allowed is {allowed}")
         if path.endswith(".kind") and path.startswith(("study.generator.", "study.networks.")):
             check.choice(config, path, KINDS)
-    own = getattr(importlib.import_module(config.study.fn.partition(":")[0]), "validate", None)
+    module = importlib.import_module(config.study.fn.partition(":")[0])
+    own = getattr(module, "validate", None)
     if own is not None:
         own(config)
+    known = module.arms(config.study) if hasattr(module, "arms") else tuple(config.study.arms)
+    for name in config.claims:
+        for side in ("better", "worse"):
+            check.choice(config, f"claims.{name}.{side}", known)
 
 
 @contextlib.contextmanager

@@ -126,7 +126,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ConfigError: naming the key, the value and what is allowed.
     """
     check.in_range(config, "study.wishes", 0, digits.CLASSES - 1)
-    check.at_least(config, "study.sampler_steps", 2, "a sampler with decisions")
+    check.in_range(config, "study.sampler_steps", 2, len(digits.distill_points()))
     check.in_range(config, "study.eta", 0, 1)
     with generator_checks.named("study.generator"):
         digits.build(config.study.generator)

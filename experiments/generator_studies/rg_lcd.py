@@ -147,8 +147,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if "lcm" not in own.arms or own.arms.lcm.kind != "lcm":
         check.choice(config, "study.arms.lcm.kind", KINDS)
         raise ConfigError("config.study.arms.lcm.kind is not 'lcm'; allowed is an arm without reward")
+    points = len(digits.distill_points())
+    check.in_range(config, "study.sampling_steps", 1, points)
     for name, arm in own.arms.items():
         check.choice(config, f"study.arms.{name}.kind", KINDS)
+        if arm.kind == "teacher":
+            check.in_range(config, f"study.arms.{name}.steps", 1, points)
         if arm.kind == "proxy":
             check.choice(config, f"study.arms.{name}.labels", denoising.LABELS)
             check.in_range(config, f"study.arms.{name}.rows", 1, own.distillation.batch)

@@ -43,6 +43,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     searches.validate(config)
 
 
+def arms(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of what is compared: searches, and rewards where they are wrong and where not."""
+    del c
+    searched = "start best_of_n best_of_n_weighted reno equal_weights carinox carinox_as_released"
+    return (*searched.split(), "wrong_reward", "sound_rewards")
+
+
 def flawed_tables(prompt: jax.Array) -> jax.Array:
     """`[4, K, K]`: what each reward takes for right."""
     allowed = canvases.allowed_pairs(prompt)

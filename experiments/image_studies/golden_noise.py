@@ -44,6 +44,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def arms(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of what is compared."""
+    del c
+    return ("start", "redenoised", *MAPS, "random_move")
+
+
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,

@@ -71,6 +71,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     searches.validate(config)
 
 
+def arms(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of what is compared."""
+    names = [arm_name(guidance) for guidance in c.guidances]
+    followed = [name + part for name in names for part in ("", "_seen", "_shuffled")]
+    return (*followed, "best_of_n", "best_of_n_unguided", "reno", "one_long")
+
+
 class Tables(NamedTuple):
     """Prompts `[N, 4]`: those of training, and combinations that it never shows."""
 

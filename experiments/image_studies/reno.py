@@ -102,6 +102,11 @@ def make_losses(readers: list[Callable], prompt: jax.Array) -> Callable:
     return losses
 
 
+def arms(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of what is compared."""
+    return (*_explorations(c), *_climbs(c, len(c.readers)))
+
+
 def _explorations(c: ml_collections.ConfigDict) -> dict[str, int]:
     """By arm: how many noises it tries."""
     wide = c.steps * c.backward_price
@@ -119,13 +124,13 @@ class Own(NamedTuple):
 def _climbs(c: ml_collections.ConfigDict, readers: int) -> dict[str, Own]:
     """By arm: its settings."""
     weights = jnp.asarray([1.0] * readers + [c.smoothness, 0.0])
-    arms = {
+    own = {
         "reno": Own(weights, c.learning_rate, c.prior),
         "reno_no_prior": Own(weights, c.learning_rate, 0.0),
         "reno_one_reward": Own(jnp.zeros_like(weights).at[0].set(1.0), c.learning_rate, c.prior),
         "reno_checkerboard": Own(weights.at[-1].set(c.checkerboard), c.learning_rate, c.prior),
     }
-    return arms | {f"reno_rate_{rate:g}": Own(weights, rate, c.prior) for rate in c.sweep}
+    return own | {f"reno_rate_{rate:g}": Own(weights, rate, c.prior) for rate in c.sweep}
 
 
 def _explore(noises, generate, losses, watch, weights, explored: dict[str, int]):

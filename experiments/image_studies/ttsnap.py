@@ -68,6 +68,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def arms(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """Names of what is compared."""
+    del c
+    return ("best_of_n", *ARMS)
+
+
 def _run(
     c: ml_collections.ConfigDict,
     banks: problem.Banks,

@@ -52,6 +52,9 @@ WRONG = {
     "batch": ("find", dict(study__arms__find__batch=17), "find.batch = 17; allowed is .1, 16."),
     "clip": ("find", dict(study__arms__find__clip=-0.2), "find.clip = -0.2; allowed is > 0"),
     "rate": ("find", dict(study__arms__ddpo__learning_rate=0.0), "ddpo.learning_rate = 0.0"),
+    "grid": ("find", dict(study__sampler_steps=51), r"sampler_steps = 51; allowed is \[2, 50\]"),
+    "points": ("rg_lcd", dict(study__sampling_steps=51), r"sampling_steps = 51; allowed is \[1, 50\]"),
+    "teacher": ("rg_lcd", dict(study__arms__teacher_2__steps=51), r"teacher_2.steps = 51; allowed is"),
     "group": ("find", dict(study__arms__ddpo__batch=1), "ddpo.batch = 1; allowed is >= 2 for a group"),
     "dear": ("find", dict(study__arms__ddpo__equal="cost"), r"ddpo.batch = 8; allowed is \[1, 5\]"),
     "equal": ("find", dict(study__arms__ddpo__equal="time"), "ddpo.equal = 'time'.*calls, cost"),
@@ -92,6 +95,8 @@ WRONG = {
     "area": ("ttsnap", dict(study__budgets="(60,)"), "budgets = .60,.; allowed are at least two"),
     "poor": ("ttsnap", dict(study__budgets="(40, 60)"), "pay for 0 to 2 candidates"),
     "rich": ("ttsnap", dict(study__budgets="(60, 300)"), "to 11 candidates.*test_samples = 8"),
+    "claim": ("reno", dict(claims__calls__better="ren0"), "claims.calls.better = 'ren0'.*mean 'reno'"),
+    "claimed": ("find", dict(claims__base__worse="bass"), "claims.base.worse = 'bass'.*mean 'base'"),
     "climbs": ("prompted_digits", dict(study__search__reno_steps=1000), "search.reno_steps = 1000"),
     "unet": ("golden_noise", dict(study__generator__kind="mlp"), "generator.kind = 'mlp'"),
 }

@@ -1,5 +1,6 @@
 """The smallest variants of the studies of image generators through their runners."""
 
+import importlib
 import re
 
 import numpy as np
@@ -22,6 +23,9 @@ def test_smoke(name, tmp_path, capsys):
     config, results = smokes.run(name, tmp_path, undefined=("kendall",))
     assert re.search(rf"{name} (\d+)/\1 ", capsys.readouterr().err)  # the bar ends at its end
     assert len(list((tmp_path / "pretrained").iterdir())) == config.seeds
+    module = importlib.import_module(config.study.fn.partition(":")[0])
+    arms = module.arms(config.study) if hasattr(module, "arms") else config.study.arms
+    assert set(arms) == set(results)
     full = smokes.variant(name, "")
     assert full.claims and full.seeds >= 3
     if "arms" in config.study:

@@ -21,6 +21,7 @@ def test_smoke_run_writes_all_and_keeps_what_it_pretrained(tmp_path):
     noise_search.validate(config)
     noise_search.run(config, str(tmp_path))
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(prompted_digits.arms(config.study)) == set(summary["results"])
     for arm, own in summary["results"].items():
         for name, value in own.items():
             assert value["mean"] is not None, (arm, name)
