@@ -192,7 +192,8 @@ def anchor_rates(
     anything may.
 
     Args:
-      logits: of P(label 1), of items drawn from the population (not of the observed ones alone).
+      logits: of P(label 1), of items drawn from the population (not of the observed ones alone);
+        NaN does not count.
       mask: items that count; default all. Without any the rates are `most`.
       quantile: in (1/2, 1]; may be traced.
       most: in (0, 1/2), each rate is cut there, so that a correction stays possible.

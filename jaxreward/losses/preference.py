@@ -240,15 +240,16 @@ def ranking(
     """The mean of a term over all pairs of responses of different rank (arXiv 2403.01197).
 
     Args:
-      scores: of the responses.
-      ranks: 1 is best; equal ranks tie and make no pair.
+      scores: of the responses; those of no pair may be anything.
+      ranks: 1 is best; equal ranks tie and make no pair, nor does NaN, a response that nobody
+        ranked.
       mask: False for padding.
       term: of pairs.
     """
     scores = jnp.where(mask, scores, 0.0)
     better = ranks[:, :, None] < ranks[:, None, :]
     pairs = better & mask[:, :, None] & mask[:, None, :]
-    margins = scores[:, :, None] - scores[:, None, :]
+    margins = jnp.where(pairs, scores[:, :, None] - scores[:, None, :], 0.0)
     losses = term(margins, jnp.ones(margins.shape, jnp.float32))
     return Ranking(masked.mean(losses, pairs, axis=(1, 2)), jnp.any(pairs, axis=(1, 2)))
 

@@ -18,7 +18,9 @@ def fuse_rewards(
 ) -> Float[Array, "B"]:
     """Mean reward of a text and of its nearest neighbours, weighted by similarity.
 
-    The text itself has similarity 1. No gradient passes: this is for inference.
+    The text itself has similarity 1. No gradient passes: this is for inference. A neighbour whose
+    reward or similarity is not finite is passed over, as if it were not in the index; a text
+    without a reward of its own, NaN, has none.
 
     Args:
       own: reward of the text.
@@ -31,7 +33,7 @@ def fuse_rewards(
     """
     check_number("top_k", top_k, lambda k: k >= 1, ">= 1")
     check_number("threshold", threshold, lambda x: x > 0, "> 0")
-    usable = similarity >= threshold
+    usable = (similarity >= threshold) & jnp.isfinite(neighbours)[None, :]
     usable = usable if allowed is None else usable & allowed
     ranked = jnp.where(usable, similarity, -jnp.inf)
     nearest, index = jax.lax.top_k(ranked, min(top_k, similarity.shape[1]))

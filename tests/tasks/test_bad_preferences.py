@@ -18,7 +18,7 @@ from jaxreward.curation import pair_screening
 from jaxreward.losses import preference
 from jaxreward.networks import experts, heads
 from jaxreward.networks.transformer_config import TransformerConfig
-from jaxreward.rewards import learned
+from jaxreward.rewards import fusion, learned
 from jaxreward.tasks import preference_files as files
 from jaxreward.transforms import advantage
 from jaxreward.types import Preferences, make_signal
@@ -121,6 +121,23 @@ def test_bad_numbers_beside_a_pair(target, weight, cause):
     screened = pair_screening.screen(data, annotators=1)
     assert causes(screened) == {cause: [1]}
     np.testing.assert_array_equal(screened.preferences.weights, [1, 0])
+
+
+def test_a_nan_among_ranked_responses_counts_only_where_it_is_ranked():
+    ranks, mask = jnp.array([[1.0, 2.0, jnp.nan]]), jnp.ones((1, 3), bool)
+    loss = lambda scores: preference.ranking(scores, ranks, mask).loss[0]
+    value, slope = jax.value_and_grad(loss)(jnp.array([[0.5, 0.2, jnp.nan]]))
+    assert float(value) == pytest.approx(math.log1p(math.exp(-0.3)), rel=1e-5)
+    assert finite(slope) and float(slope[0, 2]) == 0.0
+    ranks = jnp.array([[1.0, 2.0, 3.0]])  # ranked, it is loud
+    assert math.isnan(loss(jnp.array([[0.5, 0.2, jnp.nan]])))
+
+
+def test_a_neighbour_without_a_reward_changes_nothing():
+    similarity, own = jnp.array([[0.95, 0.99, jnp.nan], [0.95, 0.99, 0.2]]), jnp.array([1.0, jnp.nan])
+    fused = fusion.fuse_rewards(own, similarity, jnp.array([3.0, jnp.nan, 5.0]), top_k=1)
+    assert float(fused[0]) == pytest.approx((1.0 + 0.95 * 3.0) / 1.95, rel=1e-6)
+    assert np.isnan(fused[1])  # its own reward is missing, and stays so
 
 
 # Identical pairs
