@@ -1,19 +1,17 @@
 """A language policy that writes to each user's taste, on personalised reward models.
 
 Claims: where tastes differ, a policy trained on a model with parameters for each user gives users
-more of what they like than one trained on a model of all, on the same labels, also with a quarter
-of them wrong; another user's model is worth little; where tastes are alike the model of all, which
-has all labels for one taste, is as good.
+more of what they like than one trained on a model of all, on the same labels; another user's model
+is worth less than that of all; where tastes are alike the model of all is as good.
 
-A transformer reads a user's name and a word and writes twelve words. Six users label 200 pairs each
-by gold rewards that are known, two of which correlate .92 (`alike`) or .20 (`apart`). Arms by the
-reward of GRPO, its KL to the start in it: `heads`, a transformer with a head for each user;
-`models`, a transformer for each; `name`, one that reads the user's name too; `pooled`, one that
-does not; `other`, `heads` asked for the next user; `gold`, what is to be had. Gold rewards are of
-fresh prompts, in deviations of each user over samples of the start: the mean over users, and the
-user who gets least.
+A transformer reads a user's name and a word and writes twelve words. Four users label 200 pairs
+each, a tenth of them wrongly, by gold rewards that are known, two of which correlate .92 (`alike`)
+or .20 (`apart`). Arms by the reward of GRPO, its KL to the start in it: `heads`, a transformer with a
+head for each user; `name`, one that reads the user's name too; `pooled`, one that does not; `other`,
+`heads` asked for the next user; `gold`, what is to be had. Gold rewards are of fresh prompts, in
+deviations of each user over samples of the start: the mean over users, and the user who gets least.
 
-Hardware and time: one CPU core, about 10 minutes; `smoke`: under a minute, compiling.
+Hardware and time: one CPU core, about 5 minutes; `smoke`: under a minute, compiling.
 Command: python -m experiments.reward_model --config=configs/personalized_language.py --workdir=DIR
 """
 
@@ -33,19 +31,25 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     own = config.study
     own.update(rm_ensemble_language.world())
     own.update(rm_ensemble_language.models())
-    own.users = 6  # named by the first words
+    own.users = 4  # named by the first words
     own.tested = 32  # prompts of a user
     own.settings = ml_collections.ConfigDict(
+        dict(alike=dict(taste=0.3, flips=0.1), apart=dict(taste=2.0, flips=0.1))
+    )
+    own.reward.update(dict(pairs=200, tested=250, steps=600, batch=48))  # pairs of each user
+    own.policy.update(dict(prompts=2))  # of each user
+    own.policy.kl_coefficient = 0.3  # as in the study of ensembles, where it kept gold at its peak
+    own.models = ml_collections.ConfigDict(
         dict(
-            alike=dict(taste=0.3, flips=0.0),
-            apart=dict(taste=2.0, flips=0.0),
-            apart_flips=dict(taste=2.0, flips=0.25),
+            heads=dict(by_user=True, shared=("trunk",), reads_name=False),
+            name=dict(by_user=False, shared=(), reads_name=True),
+            pooled=dict(by_user=False, shared=(), reads_name=False),
         )
     )
-    own.reward.update(dict(pairs=200, tested=200, steps=800, batch=48))  # pairs of each user
-    own.policy.update(dict(steps=100, prompts=2, window=5))  # prompts of each user
-    own.policy.kl_coefficient = 0.3  # as in the study of ensembles, where it kept gold at its peak
-    own.arms = _arms()
+    own.arms = ml_collections.ConfigDict(
+        {name: dict(model=name, shift=0) for name in own.models}
+        | dict(other=dict(model="heads", shift=1))
+    )
     config.show = ("accuracy", "gold", "gold_least", "kl")
     _add_claims(config.claims)
     if arg == "smoke":
@@ -54,35 +58,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-def _arms() -> ml_collections.ConfigDict:
-    arm = lambda models, shared=(), reads_name=False, shift=0: dict(
-        models=models, shared=shared, reads_name=reads_name, shift=shift
-    )
-    return ml_collections.ConfigDict(
-        dict(
-            heads=arm("users", ("trunk",)),
-            models=arm("users"),
-            name=arm("one", reads_name=True),
-            pooled=arm("one"),
-            other=arm("users", ("trunk",), shift=1),
-        )
-    )
-
-
 def _add_claims(claims: ml_collections.ConfigDict) -> None:
-    for where in ("apart", "apart_flips"):
-        add = lambda name, text, better, worse, metric="gold": claims.update(
-            {f"{where}_{name}": study.claim(
-                f"{where}: {text}", f"{where}/{better}", f"{where}/{worse}", metric)}
-        )  # fmt: skip
-        add("start", "heads bring more than the start", "heads", "start")
-        add("pooled", "heads bring more than one model of all", "heads", "pooled")
-        add("least", "also to the user who gets least", "heads", "pooled", "gold_least")
-        add("name", "a model that reads the name brings more than one that does not", "name", "pooled")
-        add("heads_name", "heads bring more than a model that reads the name", "heads", "name")
-        add("models", "heads bring more than a model for each", "heads", "models")
-        add("other", "one model of all brings more than another user's head", "pooled", "other")
-        add("bound", "the gold reward itself brings more than heads", "gold", "heads")
+    add = lambda name, text, better, worse, metric="gold": claims.update(
+        {name: study.claim(f"apart: {text}", f"apart/{better}", f"apart/{worse}", metric)}
+    )
+    add("start", "heads bring more than the start", "heads", "start")
+    add("pooled", "heads bring more than one model of all", "heads", "pooled")
+    add("least", "also to the user who gets least", "heads", "pooled", "gold_least")
+    add("name", "a model that reads the name brings more than one that does not", "name", "pooled")
+    add("heads_name", "heads bring more than a model that reads the name", "heads", "name")
+    add("other", "one model of all brings more than another user's head", "pooled", "other")
+    add("bound", "the gold reward itself brings more than heads", "gold", "heads")
     claims.alike_pooled = study.claim(
         "alike: one model of all brings as much as heads", "alike/pooled", "alike/heads", "gold",
         kind="equal", margin=0.1,

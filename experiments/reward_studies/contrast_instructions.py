@@ -101,7 +101,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
     for name in ("style_share", "other_word", "policy_right"):
         check.in_range(config, f"study.{name}", 0, 1)
     check.in_range(config, "study.noise", 0, 0.5)
-    check.in_range(config, "study.threshold", -1, 1)
+    check.in_range(config, "study.threshold", 0, 1, "(]")
     check.in_range(config, "study.top_k", 1, 2 * config.study.pairs)
 
 

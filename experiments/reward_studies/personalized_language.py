@@ -7,6 +7,7 @@ with a reward head learn from the labels of all, by user or as one, and a transf
 their scores, one reward for each prompt and user.
 """
 
+import functools
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -48,9 +49,9 @@ def make(config: ml_collections.ConfigDict) -> Study:
     """The study of `configs/personalized_language.py`.
 
     `config.study`: what `rm_ensemble_language` has of words, pretraining, `language`, `scorer`,
-    `reward` and `policy`; users, `settings` (each with taste and flips), `arms` of reward models
-    (each with models, "users" or "one"; shared, names of parameters; reads_name; shift: how many
-    users on is whose model is asked), and tested (prompts of a user).
+    `reward` and `policy`; users, `settings` (each with taste and flips), `models` (each with
+    by_user, shared, names of parameters, and reads_name), `arms` (each with a model and shift: how
+    many users on is whose opinion is asked), and tested (prompts of a user).
     """
     study = config.study
     language.validate(config)
@@ -60,7 +61,7 @@ def make(config: ml_collections.ConfigDict) -> Study:
     for name in study.settings:
         check.at_least(config, f"study.settings.{name}.taste", 0)
     for name in study.arms:
-        check.choice(config, f"study.arms.{name}.models", ("users", "one"))
+        check.choice(config, f"study.arms.{name}.model", study.models)
         check.in_range(config, f"study.arms.{name}.shift", 0, study.users - 1)
     names = list(study.settings)
     dials = jnp.array([[study.settings[n].taste, study.settings[n].flips] for n in names])
@@ -86,7 +87,11 @@ def _setting(key: jax.Array, start: Any, taste: Array, flips: Array, study):
     gold = standardized(raw, near, study.users)
     draw = lambda k: draw_texts(k, study.users * study.reward.pairs, study)
     pairs = language.label(keys[2], raw, draw, flips, prompt=PROMPT)
-    scores = {name: trained_score(keys[3], pairs, study.arms[name], study) for name in study.arms}
+    models = {name: trained_model(keys[3], pairs, study.models[name], study) for name in study.models}
+    scores = {
+        name: functools.partial(models[arm.model], shift=arm.shift)
+        for name, arm in study.arms.items()
+    }
     draw = lambda k: draw_texts(k, study.users * study.reward.tested, study)
     fresh = language.label(keys[4], raw, draw, 0.0, prompt=PROMPT)
     rewards = {name: standardized(score, near, study.users) for name, score in scores.items()}
@@ -172,27 +177,30 @@ def standardized(score: Score, near: Int[Array, "P G T"], users: int) -> Score:
 # Reward models
 
 
-def trained_score(key: jax.Array, pairs: language.Pairs, arm, study) -> Score:
-    """Trains the models of an arm on the pairs of all users; their score of texts.
+def trained_model(key: jax.Array, pairs: language.Pairs, spec, study) -> Callable[..., Array]:
+    """Trains a model on the pairs of all users.
 
     A personalised model whose users are all the first one is the model of all.
+
+    Returns:
+      `(texts, shift=0) -> scores`; with a shift, by the user so many further on. NaN of an unknown
+      user.
     """
-    models = study.users if arm.models == "users" else 1
-    scorer = language.make_scorer(study)
-    model = learned.personalized(scorer, models, shared=tuple(arm.shared))
+    count = study.users if spec.by_user else 1
+    model = learned.personalized(language.make_scorer(study), count, shared=tuple(spec.shared))
 
     def score(params: Any, texts: Texts, shift: int = 0) -> Array:
         users = users_of(texts)
-        asked = jnp.where(users < study.users, (users + shift) % study.users, -1)
-        asked = asked if models > 1 else jnp.minimum(asked, 0)
-        words = texts if arm.reads_name else texts[..., 1:]
+        asked = (users + shift) % study.users if spec.by_user else jnp.zeros_like(users)
+        asked = jnp.where(users < study.users, asked, -1)
+        words = texts if spec.reads_name else texts[..., 1:]
         rows = words.reshape(-1, words.shape[-1])
         lengths = jnp.full(rows.shape[0], rows.shape[1], jnp.int32)
         given = learned.OfUsers(learned.Texts(rows, lengths), asked.ravel())
         return model.score(params, given).reshape(users.shape)
 
     params = language.train_scorer(key, model.init, score, pairs, study)
-    return lambda texts: score(params, texts, arm.shift)
+    return functools.partial(score, params)
 
 
 # The policy

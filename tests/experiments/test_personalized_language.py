@@ -82,22 +82,23 @@ def test_everybody_is_standardized_by_their_own(key):
     np.testing.assert_allclose(jnp.std(found, axis=1), 1.0, rtol=1e-5)
 
 
-def test_arms_ask_whom_they_say(key):
+def test_models_ask_whom_they_say(key):
     study = study_of(users=3)
     pairs = language.label(
         key, lambda texts: jnp.sum(texts, -1).astype(jnp.float32),
         lambda k: personal.draw_texts(k, 30, study), 0.0, prompt=personal.PROMPT,
     )  # fmt: skip
     scores = {
-        name: personal.trained_score(key, pairs, study.arms[name], study) for name in study.arms
+        name: personal.trained_model(key, pairs, spec, study) for name, spec in study.models.items()
     }
     text = personal.draw_texts(key, 1, study)[0]
-    of = lambda name, user: float(scores[name](named(text, user)[None])[0])
+    of = lambda name, user, **own: float(scores[name](named(text, user)[None], **own)[0])
     assert of("pooled", 0) == of("pooled", 1) == of("pooled", 2)
-    for name in ("heads", "models", "name"):
+    for name in ("heads", "name"):
         assert len({of(name, user) for user in range(3)}) == 3, name
     for user in range(3):
-        assert of("other", user) == pytest.approx(of("heads", (user + 1) % 3), abs=1e-6)
+        shifted = of("heads", user, shift=1)
+        assert shifted == pytest.approx(of("heads", (user + 1) % 3), abs=1e-6)
     for name in scores:  # nobody knows user 3
         assert np.isnan(of(name, 3)), name
 

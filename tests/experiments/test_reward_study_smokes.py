@@ -32,7 +32,7 @@ CHECKED = (*STUDIES, "causal_rm", "causal_rm:risk", "crm", "pattern_calibration"
            "rm_ensemble_language", "sentence_preferences")  # fmt: skip
 """All configs of the runner."""
 
-ANY_SIGN = ("absent_logit", "threshold", "adherence", "quality", "user")
+ANY_SIGN = ("absent_logit", "adherence", "quality", "user")
 
 
 def numbers(config, prefix="study."):
@@ -72,7 +72,7 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(name):
     ("rm_ensemble_language", "study.policy.group", 1), ("rm_ensemble_language", "study.words", 1),
     ("rm_ensemble_language", "study.language.width", 9),
     ("personalized_language", "study.users", 7), ("personalized_language", "study.users", 1),
-    ("personalized_language", "study.arms.heads.models", "each"),
+    ("personalized_language", "study.arms.heads.model", "each"),
     ("personalized_language", "study.arms.other.shift", 2),
     ("starc", "study.metrics", ("EPIC-2-2",)), ("starc", "study.metrics", ("VAL-2-2", "X-2-2")),
     ("starc", "study.drawn", ("EPIC-1-2",)), ("starc", "study.discount", 1.0),
