@@ -62,8 +62,7 @@ def in_jit(*, tokenizer: tokenizers.Tokenizer) -> Iterator[Verification]:
     """Exact match of the answer's tokens, for tasks with one way to write the answer."""
     del tokenizer
 
-    def verify(tokens, lengths, rows) -> Verdict:
-        answer_tokens, answer_lengths = rows["answer_tokens"], rows["answer_lengths"]
+    def judge(tokens, lengths, answer_tokens, answer_lengths) -> Verdict:
         right = jax.vmap(matching.token_match)(tokens, answer_tokens, answer_lengths)
         last = jnp.take_along_axis(tokens, jnp.maximum(lengths - 1, 0)[..., None], -1)[..., 0]
         lengths = jnp.where(last == tokenizers.EOS, lengths, 0)
@@ -71,7 +70,7 @@ def in_jit(*, tokenizer: tokenizers.Tokenizer) -> Iterator[Verification]:
         reference = matching.as_final(answer_tokens, answer_lengths)
         return _jit_verdict(right, right, answers, reference)
 
-    yield Verification(True, verify, dict)
+    yield Verification(True, _compiled(judge), dict)
 
 
 @contextlib.contextmanager
@@ -96,13 +95,13 @@ def final_in_jit(
     (separator,), end = ids(worked.SEPARATOR), tokenizers.EOS
     match = functools.partial(matching.final_token_match, separator=separator, end=end)
 
-    def verify(tokens, lengths, rows) -> Verdict:
+    def judge(tokens, lengths, *reference) -> Verdict:
         del lengths
-        own = (tokens, rows["answer_tokens"], rows["answer_lengths"])
+        own = (tokens, *reference)
         true = jax.vmap(functools.partial(match, wrappers=wrappers))(*own)
         seen = true if tolerant else jax.vmap(match)(*own)
         answers = matching.unwrap(matching.final_answers(tokens, separator, end), wrappers, end)
-        reference = matching.unwrap(matching.as_final(*own[1:]), wrappers, end)
+        reference = matching.unwrap(matching.as_final(*reference), wrappers, end)
         if graded:
             (value, there), (wanted, _) = (
                 matching.integer_values(a, ids("0")[0], ids("-")[0]) for a in (answers, reference)
@@ -111,7 +110,19 @@ def final_in_jit(
             seen = jnp.where(there, matching.closeness(value, wanted), 0.0)
         return _jit_verdict(seen, true, answers, reference)
 
-    yield Verification(True, verify, dict)
+    yield Verification(True, _compiled(judge), dict)
+
+
+def _compiled(judge):
+    """`verify` of `judge(tokens, lengths, answer_tokens, answer_lengths)`.
+
+    One program, also where it is called outside of a compiled step: compiled one by one, its
+    hundred operations take seconds.
+    """
+    judge = jax.jit(judge)
+    return lambda tokens, lengths, rows: judge(
+        tokens, lengths, rows["answer_tokens"], rows["answer_lengths"]
+    )
 
 
 def _knows(tokenizer: tokenizers.Tokenizer, text: str) -> bool:
