@@ -13,7 +13,8 @@ the noise-corrected label `y = channel.correct(label, channel)` of observed item
     doubly robust                 term(z, doubly_robust_label(y, ...))    mean over the batch
 
 "Over the batch" is `reduction.mean(..., divide_by="batch")`, unobserved items included. A loss of
-labels outside [0, 1] is unbounded below: stop early.
+labels outside [0, 1] is unbounded below: stop early. A loss is NaN where a label, a logit or a
+score is, and has no gradient there.
 """
 
 import jax
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxreward import masked
 from jaxreward.checks import Number, check_number
+from jaxreward.losses import reduction
 from jaxreward.losses.preference import by_target
 
 Values = Float[Array, "*shape"]
@@ -47,14 +49,19 @@ def regression(scores: Values, target: Values, *, huber: Number = jnp.inf) -> Va
       ValueError: a known `huber` is not positive.
     """
     check_number("huber", huber, lambda x: x > 0, "> 0")
-    error = jnp.abs(scores - target).astype(jnp.float32)
-    inside = jnp.minimum(error, huber)
-    return inside * (error - 0.5 * inside)
+
+    def term(scores: Array, target: Array) -> Array:
+        error = jnp.abs(scores - target).astype(jnp.float32)
+        inside = jnp.minimum(error, huber)
+        return inside * (error - 0.5 * inside)
+
+    return reduction.where_known(term, scores, target)
 
 
 def gaussian(mean: Values, log_std: Values, target: Values) -> Values:
     """Negative log-likelihood of a Gaussian score, in nats, without `ln(2 pi) / 2`."""
-    return 0.5 * jnp.square((target - mean) * jnp.exp(-log_std)) + log_std
+    term = lambda m, s, t: 0.5 * jnp.square((t - m) * jnp.exp(-s)) + s
+    return reduction.where_known(term, mean, log_std, target)
 
 
 def quantile(
@@ -67,9 +74,14 @@ def quantile(
       target: seen.
       levels: in (0, 1), of the quantiles.
     """
-    error = target[:, None] - quantiles
     level = levels[None, :]
-    return jnp.mean(jnp.maximum(level * error, (level - 1.0) * error), axis=1)
+
+    def term(quantiles: Array, target: Array) -> Array:
+        error = target - quantiles
+        return jnp.maximum(level * error, (level - 1.0) * error)
+
+    target = jnp.broadcast_to(target[:, None], quantiles.shape)
+    return jnp.mean(reduction.where_known(term, quantiles, target), axis=1)
 
 
 def verdict(log_yes: Values, log_no: Values, label: Values) -> Values:
@@ -80,8 +92,8 @@ def verdict(log_yes: Values, log_no: Values, label: Values) -> Values:
       log_no: of "no".
       label: 1, 0 or a correction of them.
     """
-    label = label.astype(jnp.float32)
-    return -(label * log_yes + (1.0 - label) * log_no).astype(jnp.float32)
+    term = lambda yes, no, label: -(label * yes + (1.0 - label) * no)
+    return reduction.where_known(term, *(x.astype(jnp.float32) for x in (log_yes, log_no, label)))
 
 
 def token(log_probs: Float[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, "B"]:

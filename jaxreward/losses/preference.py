@@ -40,9 +40,10 @@ Term = Callable[[Values, Values], Values]
 
 
 def by_target(loss: Callable[[Array], Array], margins: Values, target: Values) -> Values:
-    """`target loss(d) + (1 - target) loss(-d)`."""
+    """`target loss(d) + (1 - target) loss(-d)`; see `reduction.where_known` for NaN."""
     margins, target = margins.astype(jnp.float32), target.astype(jnp.float32)
-    return target * loss(margins) + (1.0 - target) * loss(-margins)
+    affine = lambda d, t: t * loss(d) + (1.0 - t) * loss(-d)
+    return reduction.where_known(affine, margins, target)
 
 
 def bradley_terry(margins: Values, target: Values, *, margin: Number = 0.0) -> Values:

@@ -1,8 +1,13 @@
 """Weighted reductions of per-example losses.
 
 What stands under a weight of 0 is selected away: it may be NaN or infinite without harm to the
-value or the gradient. With `axis_name` the batch is the one that the devices hold together.
+value or the gradient, as the terms of `preference` and `pointwise` have none where they are NaN
+(`where_known`). With `axis_name` the batch is the one that the devices hold together.
 """
+
+import functools
+import operator
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +17,19 @@ from jaxreward import masked
 from jaxreward.checks import Number, check_choice, check_number
 
 DIVISORS = ("weights", "batch")
+
+
+def where_known(
+    term: Callable[..., Array], *values: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """`term(*values)`, elementwise; NaN where one of the values is, and then without a gradient.
+
+    The chain rule would make NaN of a weight of 0 times the slope of a term at NaN, so that one
+    label that is not there spoils the gradient of the whole batch behind a finite loss.
+    """
+    known = ~functools.reduce(operator.or_, map(jnp.isnan, values))
+    found = term(*(jnp.where(known, value, 0.0) for value in values))
+    return jnp.where(known, found, jnp.nan)
 
 
 def mean(

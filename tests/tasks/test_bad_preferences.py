@@ -15,7 +15,7 @@ import pytest
 
 from jaxreward import label_estimates
 from jaxreward.curation import pair_screening
-from jaxreward.losses import preference
+from jaxreward.losses import pointwise, preference, reduction
 from jaxreward.networks import experts, heads
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.rewards import fusion, learned
@@ -98,6 +98,50 @@ def test_a_nan_margin_counts_only_where_it_has_weight():
     assert finite(slope) and float(slope[1]) == 0.0
     # With weight the loss is NaN, by which training stops, and not a mean of the others.
     assert math.isnan(of(jnp.array([0.3, jnp.nan]), jnp.array([1.0, 1.0])))
+
+
+POINTWISE = {
+    "cross_entropy": pointwise.cross_entropy,
+    "squared": pointwise.squared,
+    "regression": pointwise.regression,
+    "gaussian": lambda z, y: pointwise.gaussian(z, 0.1 * z, y),
+    "quantile": lambda z, y: pointwise.quantile(z[:, None], y, jnp.array([0.3])),
+    "verdict": lambda z, y: pointwise.verdict(-jnp.exp(z), -jnp.exp(-z), y),
+}
+
+
+@pytest.mark.parametrize("bad", ["label", "score"])
+@pytest.mark.parametrize("name", POINTWISE)
+def test_a_label_or_score_that_is_not_there_reaches_no_gradient_of_single_items(name, bad):
+    """Labels of unobserved feedback are NaN; a NaN slope behind a finite loss would be silent."""
+    labels = jnp.array([1.0, jnp.nan if bad == "label" else 0.0])
+    scores = jnp.array([0.3, jnp.nan if bad == "score" else 0.2])
+    params = jnp.ones(2)  # NaN scores come from heads, which select them: see `heads`
+    observed, propensity = jnp.array([True, False]), jnp.array([1.0, 0.5])
+    term = lambda p: POINTWISE[name](jnp.where(jnp.isnan(scores), jnp.nan, 0.3 * p), labels)
+    weighted = lambda p: reduction.mean(term(p), jnp.array([1.0, 0.0]), divide_by="batch")
+
+    def by_propensity(p):
+        losses = pointwise.inverse_propensity(term(p), observed, propensity)
+        return reduction.mean(losses, divide_by="batch")
+
+    alone = jax.grad(lambda p: POINTWISE[name](0.3 * p, labels[:1])[0] / 2)(params[:1])
+    for loss in (by_propensity, weighted):
+        value, slope = jax.value_and_grad(loss)(params)
+        assert finite(value)
+        np.testing.assert_allclose(slope, [alone[0], 0.0], rtol=1e-6)
+    assert math.isnan(reduction.mean(term(params)))  # with weight it is loud
+
+
+@pytest.mark.parametrize("bad", ["target", "margin"])
+def test_pairs_without_a_target_reach_no_gradient_of_a_term(bad):
+    target = jnp.array([1.0, jnp.nan if bad == "target" else 0.0])
+    margins = jnp.array([0.3, jnp.nan if bad == "margin" else 0.2])
+    for name, term in TERMS.items():
+        loss = lambda d: reduction.mean(term(d, target), jnp.array([1.0, 0.0]))
+        value, slope = jax.value_and_grad(loss)(margins)
+        assert finite(value) and finite(slope) and float(slope[1]) == 0.0, name
+        assert math.isnan(reduction.mean(term(margins, target))), name
 
 
 def test_a_nan_in_an_item_reaches_no_gradient():
