@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from jaxreward.checks import Number, check_number
 
@@ -144,13 +144,29 @@ FLOW = Parameterization(
 
 
 def over(level: Array | Number, x: Array) -> Array:
-    """A scalar or `[B]` shaped to be multiplied with `x [B, ...]`."""
+    """A scalar or `[R]` shaped to be multiplied with `x [B, ...]`, see `for_rows`."""
     level = jnp.asarray(level, x.dtype)
+    level = for_rows(level, x) if level.ndim else level
     return level.reshape(level.shape + (1,) * (x.ndim - level.ndim))
 
 
+def for_rows(leaf: Shaped[Array, "R *rest"], x: Array) -> Shaped[Array, "B *rest"]:
+    """One row for each of `x [B, ...]`: row `b` of `x` gets row `b % R`.
+
+    In this order a batch whose samples share times and conditions can be split over devices by
+    sample, and no device waits for another's rows.
+
+    Raises:
+      ValueError: `R` does not divide `B`.
+    """
+    rows, given = x.shape[0], leaf.shape[0]
+    if rows % given:
+        raise ValueError(f"{given} rows for a batch of {rows}; allowed are divisors of {rows}")
+    return leaf if rows == given else jnp.tile(leaf, (rows // given,) + (1,) * (leaf.ndim - 1))
+
+
 def levels(schedule: Schedule, t: Array | Number, x: Array) -> tuple[Array, Array]:
-    """alpha and sigma at a time (scalar or `[B]`), shaped to be multiplied with `x [B, ...]`."""
+    """alpha and sigma at a time (scalar or `[R]`), shaped to be multiplied with `x [B, ...]`."""
     t = jnp.asarray(t, jnp.float32)
     return over(schedule.alpha(t), x), over(schedule.sigma(t), x)
 

@@ -214,7 +214,7 @@ def generate(task: Task, key: jax.Array, noise: Array, condition: diffusion.Cond
 def network_policy(task: Task, eta: float) -> Policy:
     """The stochastic sampler with its steps as decisions of the network (DDPO)."""
     chain = chains.ddim_chain(task.generator.denoise, digits.SCHEDULE, task.times, eta)
-    return chains.denoising_policy(chain, lambda key: task.generator.params, SHAPE)
+    return chains.denoising_policy(chain, lambda key: task.generator.params, SHAPE, shared=True)
 
 
 def train(

@@ -134,14 +134,14 @@ def make_policy(task: Task, arm: ml_collections.ConfigDict, mesh: Any = None) ->
     With a mesh all samples, and all their steps when they are scored, lie split over its devices.
     """
     times, generator = consistency.grid(arm.steps), task.generator
-    place = functools.partial(devices.place_rows, mesh)
+    options = dict(shared=True, place=functools.partial(devices.place_rows, mesh))
     if arm.sampler == "consistency":
         chain = consistency.consistency_chain(
             generator.function, digits.SCHEDULE, times, last_action=arm.last_action
         )
-        return chains.denoising_policy(chain, lambda key: task.student, SHAPE, place=place)
+        return chains.denoising_policy(chain, lambda key: task.student, SHAPE, **options)
     chain = chains.ddim_chain(generator.denoise, digits.SCHEDULE, times, 1.0)
-    return chains.denoising_policy(chain, lambda key: generator.params, SHAPE, place=place)
+    return chains.denoising_policy(chain, lambda key: generator.params, SHAPE, **options)
 
 
 def train(

@@ -41,9 +41,12 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         init = nn.initializers.zeros if self.offset else nn.initializers.ones
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+
+        def normalize(wide: Array) -> Array:
+            mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+            return wide * jax.lax.rsqrt(mean_square + self.epsilon)
+
+        normed = dense.squeezed(normalize, x.astype(jnp.float32))
         scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
         return (normed * (1.0 + scale if self.offset else scale)).astype(x.dtype)
 
@@ -108,7 +111,7 @@ def _attend_together(q: Array, shared: Segment | None, own: Segment, steps: int)
     scores = jnp.einsum("pgkmd,pgktd->pgkmt", q, cache.keys, preferred_element_type=jnp.float32)
     scores = scores.reshape(scores.shape[:3] + (-1, steps, scores.shape[-1]))
     scores = jnp.where(mask[:, :, None, None], scores, _MASKED)
-    probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(q.shape[:4] + (-1,))
+    probs = dense.squeezed(jax.nn.softmax, scores).astype(q.dtype).reshape(q.shape[:4] + (-1,))
     return jnp.einsum("pgkmt,pgktd->pgkmd", probs, cache.values)
 
 

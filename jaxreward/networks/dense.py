@@ -3,6 +3,8 @@
 Beside its kernel a layer may have a low-rank adapter (`networks.lora`).
 """
 
+from typing import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,16 @@ class Dense(nn.Module):
             down, up = (self.get_variable("params", name) for name in (LORA_A, LORA_B))
             y = y + _product(_product(x, down.astype(self.dtype)), up.astype(self.dtype))
         return y
+
+
+def squeezed(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function`, which works along the last axis, of `x` without its other axes of size 1.
+
+    XLA's CPU kernels are several times slower for the gradient of a reduction if one of the axes
+    before it has size 1, as that of a batch or a group of 1 has.
+    """
+    kept = tuple(size for size in x.shape[:-1] if size != 1)
+    return function(x.reshape(kept + x.shape[-1:])).reshape(x.shape)
 
 
 LORA_A, LORA_B = "lora_a", "lora_b"

@@ -2,7 +2,8 @@
 
 All take a noisy image, a time in [0, 1] and a condition, and return an array shaped as the image;
 what it stands for is up to the parameterization (`jaxreward.schedules`). The condition may be a
-class, a prompt (tokens through a text encoder) and a guidance weight, any of them or none.
+class, a prompt (tokens through a text encoder) and a guidance weight, any of them or none. Samples
+that share time and condition, as those of a group do, have them encoded once.
 """
 
 from typing import Any, Callable, NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxreward.checks import check_choice, check_number
 from jaxreward.networks import dense
 from jaxreward.networks.perceptron import Perceptron, time_features
+from jaxreward.schedules import for_rows
 
 KINDS = ("transformer", "unet", "perceptron")
 EMPTY = -1
@@ -70,7 +72,8 @@ class Network(NamedTuple):
 
     Attributes:
       init: `(key) -> params`.
-      apply: `(params, x [B, H, W, C], time [B] in [0, 1], condition) -> [B, H, W, C]`, float32.
+      apply: `(params, x [B, H, W, C], time [R] in [0, 1], condition [R]) -> [B, H, W, C]`,
+        float32; image `b` has the time and condition of row `b % R`.
     """
 
     init: Callable[[jax.Array], Any]
@@ -142,13 +145,13 @@ class DiffusionTransformer(nn.Module):
         position = self.param("position", _SMALL, (1, h * w, c.features))
         tokens = tokens + position
         if text is not None:
-            tokens = jnp.concatenate([text, tokens], axis=1)
+            tokens = jnp.concatenate([for_rows(text, x), tokens], axis=1)
             seen = jnp.ones((x.shape[0], h * w), bool)
-            visible = jnp.concatenate([visible, seen], axis=1)
+            visible = jnp.concatenate([for_rows(visible, x), seen], axis=1)
         for i in range(c.layers):
             tokens = _Block(c.features, c.heads, name=f"block_{i}")(tokens, visible, pooled)
-        shift, scale = _modulation(pooled, c.features, 2, "modulation")
-        tokens = _norm()(tokens[:, -h * w :]) * (1.0 + scale) + shift
+        shift, scale = _modulation(pooled, x, c.features, 2, "modulation")
+        tokens = _norm(tokens[:, -h * w :]) * (1.0 + scale) + shift
         out = _dense(p * p * c.channels, kernel_init=nn.initializers.zeros, name="out")(tokens)
         out = out.reshape(-1, h, w, p, p, c.channels).transpose(0, 1, 3, 2, 4, 5)
         return out.reshape(x.shape)
@@ -180,7 +183,7 @@ class UNet(nn.Module):
         for i in range(c.layers):
             high = _ResidualBlock(c.features, name=f"up_{i}")(high, pooled)
         zeros = nn.initializers.zeros
-        return _conv(c.channels, "out", kernel_init=zeros)(nn.silu(_norm()(high)))
+        return _conv(c.channels, "out", kernel_init=zeros)(nn.silu(_norm(high)))
 
 
 class DiffusionPerceptron(nn.Module):
@@ -191,15 +194,16 @@ class DiffusionPerceptron(nn.Module):
     @nn.compact
     def __call__(self, x: Array, time: Array, condition: Condition) -> Array:
         """Applies the network; shapes as in `Network`."""
-        c, rows = self.config, x.shape[0]
-        parts = [x.reshape(rows, -1), time_features(time)]
+        c = self.config
+        parts = [_rows(x), time_features(time)]
         if c.classes:
             parts.append(jax.nn.one_hot(condition.labels, c.classes))  # zeros where EMPTY
         if c.vocabulary:
-            parts.append(jax.nn.one_hot(condition.tokens, c.vocabulary).reshape(rows, -1))
+            parts.append(_rows(jax.nn.one_hot(condition.tokens, c.vocabulary)))
         if c.guidance:
             parts.append(_waves(1000.0 * condition.guidance, c.features))
         network = Perceptron((c.features,) * c.layers, x[0].size, zero_start=True, name="perceptron")
+        parts = [for_rows(part, x) for part in parts]
         return network(jnp.concatenate(parts, axis=-1)).reshape(x.shape)
 
 
@@ -215,8 +219,8 @@ class TextEncoder(nn.Module):
         visible = tokens >= 0
         x = nn.Embed(c.vocabulary, c.features, name="tokens")(jnp.maximum(tokens, 0))
         x = x + self.param("position", _SMALL, (1, c.prompt_length, c.features))
-        x = x + _Attention(c.heads, name="attention")(_norm()(x), _norm()(x), visible)
-        x = x + _dense(c.features)(nn.gelu(_dense(2 * c.features)(_norm()(x))))
+        x = x + _Attention(c.heads, name="attention")(_norm(x), _norm(x), visible)
+        x = x + _dense(c.features)(nn.gelu(_dense(2 * c.features)(_norm(x))))
         weight = visible.astype(jnp.float32)[:, :, None]
         pooled = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
         empty = self.param("empty", _SMALL, (1, c.features))
@@ -258,16 +262,17 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, visible: Array | None, pooled: Array) -> Array:
-        shift, scale, gate, shift2, scale2, gate2 = _modulation(pooled, self.features, 6, "adapt")
-        y = _norm()(x) * (1.0 + scale) + shift
+        adapted = _modulation(pooled, x, self.features, 6, "adapt")
+        shift, scale, gate, shift2, scale2, gate2 = adapted
+        y = _norm(x) * (1.0 + scale) + shift
         x = x + gate * _Attention(self.heads, name="attention")(y, y, visible)
-        y = _norm()(x) * (1.0 + scale2) + shift2
+        y = _norm(x) * (1.0 + scale2) + shift2
         y = _dense(self.features, name="down")(nn.gelu(_dense(4 * self.features, name="up")(y)))
         return x + gate2 * y
 
 
 class _Attention(nn.Module):
-    """Attention of `x [B, T, D]` to `source [B, L, E]`; 0 to a source without visible entry."""
+    """Attention of `x [B, T, D]` to `source [R, L, E]`; 0 to a source without visible entry."""
 
     heads: int
 
@@ -279,14 +284,19 @@ class _Attention(nn.Module):
             split(_dense(width, name=name)(y))
             for name, y in (("query", x), ("key", source), ("value", source))
         )
+        out = _dense(width, name="out")
+        k, v = for_rows(k, x), for_rows(v, x)
+        if visible is None and v.shape == q.shape and v.shape[1] == 1:
+            return out(v.reshape(x.shape))  # the softmax over one place is 1
+        visible = None if visible is None else for_rows(visible, x)
         scores = jnp.einsum("bthd,blhd->bhtl", q, k) * (width // self.heads) ** -0.5
         if visible is not None:
             scores = jnp.where(visible[:, None, None, :], scores, -1e9)
-        weights = jax.nn.softmax(scores, axis=-1)
+        weights = dense.squeezed(jax.nn.softmax, scores)
         if visible is not None:  # nothing visible: softmax is uniform over padding
             weights = jnp.where(visible[:, None, None, :], weights, 0.0)
         mixed = jnp.einsum("bhtl,blhd->bthd", weights, v)
-        return _dense(width, name="out")(mixed.reshape(x.shape))
+        return out(mixed.reshape(x.shape))
 
 
 class _ResidualBlock(nn.Module):
@@ -296,14 +306,21 @@ class _ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, pooled: Array) -> Array:
-        shift, scale = _modulation(pooled, self.features, 2, "adapt")
-        y = _conv(self.features, "first")(nn.silu(_norm()(x)))
-        y = _norm()(y) * (1.0 + scale[:, None]) + shift[:, None]
+        shift, scale = _modulation(pooled, x, self.features, 2, "adapt")
+        y = _conv(self.features, "first")(nn.silu(_norm(x)))
+        y = _norm(y) * (1.0 + scale[:, None]) + shift[:, None]
         return x + _conv(self.features, "second")(nn.silu(y))
 
 
-def _norm() -> nn.LayerNorm:
-    return nn.LayerNorm(use_scale=False, use_bias=False)
+def _norm(x: Array) -> Array:
+    """Mean 0 and variance 1 along the last axis; adaptive scales and shifts come after it."""
+
+    def rows(x: Array) -> Array:
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + 1e-6)
+
+    return dense.squeezed(rows, x)
 
 
 def _dense(features: int, **options: Any) -> dense.Dense:
@@ -314,10 +331,15 @@ def _conv(features: int, name: str, **options: Any) -> dense.Conv:
     return dense.Conv(features, name=name, **options)
 
 
-def _modulation(pooled: Array, features: int, count: int, name: str) -> list[Array]:
-    """`count` arrays `[B, 1, features]`, 0 at the start."""
+def _modulation(pooled: Array, x: Array, features: int, count: int, name: str) -> list[Array]:
+    """`count` arrays `[B, 1, features]` for the rows of `x`, 0 at the start."""
     layer = _dense(count * features, kernel_init=nn.initializers.zeros, name=name)
-    return jnp.split(layer(nn.silu(pooled))[:, None], count, axis=-1)
+    parts = jnp.split(layer(nn.silu(pooled)), count, axis=-1)
+    return [for_rows(part, x)[:, None] for part in parts]
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(x.shape[0], -1)
 
 
 def _waves(values: Float[Array, "B"], features: int) -> Float[Array, "B D"]:

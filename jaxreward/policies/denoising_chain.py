@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxreward.checks import Number, check_choice, check_number
 from jaxreward.policies import flow
 from jaxreward.policies.flow import Gaussian
-from jaxreward.schedules import Schedule
+from jaxreward.schedules import Schedule, for_rows
 from jaxreward.types import Policy, StepScores, Trajectories
 
 REDUCTIONS = ("mean", "sum")
@@ -28,9 +28,10 @@ class DenoisingChain(NamedTuple):
     """A sampler as a Markov decision process that starts from standard normal noise.
 
     Attributes:
-      move: `(params, x [B, ...], i, condition) -> Gaussian` of the next state; `i` int32, a
-        scalar or `[B]`, and the deviation is > 0.
-      finish: `(params, x [B, ...], condition) -> what is shown [B, ...]`, deterministic.
+      move: `(params, x [B, ...], i, condition [R]) -> Gaussian` of the next state; `i` int32, a
+        scalar or `[R]`, and the deviation is > 0. Row `b` of `x` has `i` and condition of row
+        `b % R`.
+      finish: `(params, x [B, ...], condition [R]) -> what is shown [B, ...]`, deterministic.
       actions: number of moves, `S`.
       shown: index of the state from which `finish` starts; states count 0 to `S`.
     """
@@ -47,6 +48,7 @@ def denoising_policy(
     shape: tuple[int, ...],
     *,
     reduction: str = "mean",
+    shared: bool = False,
     place: Callable[[Any], Any] = lambda tree: tree,
 ) -> Policy:
     """The policy of a chain.
@@ -61,18 +63,22 @@ def denoising_policy(
       reduction: a decision's log-probability is the "mean" of those of its coordinates
         (arXiv 2404.03673; ratios stay near 1 whatever the size, and so do clip ranges), or
         their "sum", the true log-density.
-      place: of leaves `[B, ...]`, one row for each sample or each of its steps; on several
-        devices it says how rows are split.
+      shared: whether the network takes fewer rows of time and condition than of states, as those
+        of `networks.diffusion` do (see `DenoisingChain.move`), and so encodes them once for a
+        whole group. Otherwise every row gets its own.
+      place: of leaves `[B, ...]`, one row for each sample or each of its steps, first samples of
+        all prompts first; on several devices it says how rows are split.
 
     Raises:
       ValueError: an unknown reduction.
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    each = lambda tree, x: tree if shared else jax.tree.map(lambda y: place(for_rows(y, x)), tree)
 
     def sample(params: Any, key: jax.Array, prompts: Any, group_size: int) -> Trajectories:
-        condition = place(repeat(prompts, group_size))
-        batch = jax.tree.leaves(condition)[0].shape[0]
+        batch = jax.tree.leaves(prompts)[0].shape[0] * group_size
         start = place(jax.random.normal(jax.random.fold_in(key, chain.actions), (batch, *shape)))
+        condition = each(prompts, start)
 
         def step(x: Array, i: Array):
             move = chain.move(params, x, i, condition)
@@ -82,20 +88,23 @@ def denoising_policy(
         _, (states, log_probs) = jax.lax.scan(step, start, jnp.arange(chain.actions))
         states = jnp.concatenate([start[None], states], axis=0)
         shown = chain.finish(params, states[chain.shown], condition)
-        split = lambda leaf: leaf.reshape((-1, group_size) + leaf.shape[1:])
+        split = lambda leaf: jnp.swapaxes(leaf.reshape((group_size, -1) + leaf.shape[1:]), 0, 1)
         states, log_probs = (split(jnp.moveaxis(leaf, 0, 1)) for leaf in (states, log_probs))
         mask = jnp.ones(log_probs.shape, bool)
         return Trajectories(prompts, states, split(shown), log_probs, mask)
 
     def log_prob(params: Any, trajectories: Trajectories) -> StepScores:
-        # All states are known: one call of the network scores every step of every sample.
-        states, mask = trajectories.actions, trajectories.mask
+        # All states are known: one call of the network scores every step of every sample. Rows
+        # go by sample, prompt and step, since those of a group share their time and condition.
+        states, mask = jnp.swapaxes(trajectories.actions, 0, 1), trajectories.mask
         rows = lambda leaf: place(leaf.reshape((-1,) + leaf.shape[3:]))
-        index = rows(jnp.broadcast_to(jnp.arange(chain.actions), mask.shape))
-        condition = place(repeat(trajectories.prompts, mask[0].size))
-        move = chain.move(params, rows(states[:, :, :-1]), index, condition)
+        before = rows(states[:, :, :-1])
+        index = jnp.tile(jnp.arange(chain.actions), mask.shape[0])
+        told = each((index, repeat(trajectories.prompts, chain.actions)), before)
+        move = chain.move(params, before, *told)
         found = log_density(move, rows(states[:, :, 1:]), reduction), entropy(move, reduction)
-        return StepScores(*(jnp.where(mask, leaf.reshape(mask.shape), 0.0) for leaf in found))
+        back = lambda leaf: jnp.swapaxes(leaf.reshape(states.shape[:2] + (-1,)), 0, 1)
+        return StepScores(*(jnp.where(mask, back(leaf), 0.0) for leaf in found))
 
     return Policy(init, sample, log_prob)
 

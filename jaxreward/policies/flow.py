@@ -18,7 +18,7 @@ from jaxreward.schedules import Parameterization, Schedule
 METHODS = ("euler", "heun")
 
 Apply = Callable[[Any, Array, Array, Any], Array]
-"""`(params, x [B, ...], time [B] in [0, 1], condition) -> [B, ...]`, as `networks.diffusion`."""
+"""`(params, x [B, ...], time [R] in [0, 1], condition [R]) -> [B, ...]`, as `networks.diffusion`."""
 
 
 class Estimate(NamedTuple):
@@ -46,10 +46,15 @@ Denoiser = Callable[[Array, Array], Estimate]
 def make_denoiser(
     apply: Apply, schedule: Schedule, parameterization: Parameterization
 ) -> Callable[[Any, Array, Array | Number, Any], Estimate]:
-    """`(params, x [B, ...], t, condition) -> Estimate` of a network; `t` is a scalar or `[B]`."""
+    """`(params, x [B, ...], t, condition [R]) -> Estimate` of a network; `t` is a scalar or `[R]`.
+
+    Row `b` of `x` has the time and condition of row `b % R`, which the network encodes once for
+    all rows that share it.
+    """
 
     def denoise(params: Any, x: Array, t: Array | Number, condition: Any) -> Estimate:
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        rows = [leaf.shape[:1] for leaf in jax.tree.leaves(condition)] or [x.shape[:1]]
+        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), rows[0])
         output = apply(params, x, t / schedule.last, condition)
         alpha, sigma = schedules.levels(schedule, t, x)
         parts = (output, x, alpha, sigma)
@@ -66,14 +71,18 @@ def guided(apply: Apply, null: Callable[[Any], Any], scale: Number) -> Apply:
     Args:
       apply: a network that knows the null condition.
       null: from a condition to the null one.
-      scale: scalar or `[B]`; 1 is no guidance. LCM's weight `w` is `scale = 1 + w`.
+      scale: scalar or `[R]`; 1 is no guidance. LCM's weight `w` is `scale = 1 + w`.
     """
 
     def both(params: Any, x: Array, time: Array, condition: Any) -> Array:
+        rows = time.shape[0]
         twice = lambda a, b: jnp.concatenate([a, b], axis=0)
         conditions = jax.tree.map(twice, condition, null(condition))
-        found = apply(params, twice(x, x), twice(time, time), conditions)
-        conditional, without = jnp.split(found, 2, axis=0)
+        samples = x.reshape((-1, 1, rows) + x.shape[1:])
+        pairs = jnp.concatenate([samples, samples], axis=1)
+        found = apply(params, pairs.reshape((-1,) + x.shape[1:]), twice(time, time), conditions)
+        conditional, without = jnp.moveaxis(found.reshape(pairs.shape), 1, 0)
+        conditional, without = conditional.reshape(x.shape), without.reshape(x.shape)
         return without + schedules.over(scale, x) * (conditional - without)
 
     return both

@@ -36,6 +36,16 @@ def test_convolution_under_vmap():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together, stacked)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 1, 4), (2, 3, 1), (1, 1), (4,), (1,), (2, 0, 1, 3)])
+def test_squeezed(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    weights = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(shape)
+    loss = lambda function: jax.grad(lambda x: jnp.sum(weights * function(x)))(x)
+    same = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    same(dense.squeezed(jax.nn.softmax, x), jax.nn.softmax(x))
+    same(loss(lambda x: dense.squeezed(jax.nn.softmax, x)), loss(jax.nn.softmax))
+
+
 def assert_same(ours, plain, x):
     """Parameters at the start, values and both gradients, with a bias that is not 0."""
     params = plain.init(jax.random.key(1), x)

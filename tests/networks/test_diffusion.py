@@ -100,6 +100,37 @@ def test_guidance_between_conditional_and_null(built, x, scale, same_as):
     np.testing.assert_allclose(found, apply(params, x, TIME, asked), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [None, 2.5])
+def test_rows_that_share_a_condition_are_as_if_each_had_its_own(built, scale):
+    params, apply = built
+    apply = apply if scale is None else flow.guided(apply, diffusion.null, scale)
+    x = jax.random.normal(jax.random.key(3), (6, 4, 8, 1))
+    each = lambda tree: jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), tree)
+
+    def loss(params, time, condition):
+        found = apply(params, x, time, condition)
+        return jnp.sum(jnp.sin(found)), found
+
+    grad = jax.grad(loss, has_aux=True)
+    shared, own = grad(params, TIME, CONDITION), grad(params, *each((TIME, CONDITION)))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    jax.tree.map(close, shared, own)
+    if scale is None:
+        with pytest.raises(ValueError, match="3 rows for a batch of 4; allowed are divisors of 4"):
+            apply(params, x[:4], TIME, CONDITION)
+
+
+def test_one_place_needs_no_attention(key):
+    """A transformer of one patch: its queries and keys change nothing."""
+    made = diffusion.make_network(DiffusionConfig(features=16, layers=1, patch=8, classes=2))
+    x, condition = jax.random.normal(key, (2, 8, 8, 1)), Condition(labels=jnp.array([0, 1]))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, made.init(key))
+    grad = jax.grad(lambda p: jnp.sum(made.apply(p, x, jnp.ones(2), condition)))(params)
+    for name, size in (("query", 0), ("key", 0), ("value", 1), ("out", 1)):
+        largest = jnp.max(jnp.abs(grad["block_0"]["attention"][name]["kernel"]))
+        assert bool(largest > 0) == bool(size)
+
+
 def test_gradients_reach_every_parameter(built, x):
     params, apply = built
     loss = lambda p: jnp.mean(apply(p, x, TIME, CONDITION) ** 2)

@@ -8,6 +8,7 @@ import pytest
 
 from jaxreward import schedules
 from jaxreward.losses.policy import policy_loss, policy_objective
+from jaxreward.networks import diffusion
 from jaxreward.policies import consistency, flow
 from jaxreward.policies import denoising_chain as chains
 from jaxreward.schedules import CLEAN, FLOW
@@ -198,6 +199,28 @@ def test_equal_rewards_in_a_full_buffer_update_nothing():
 def test_learning_rate_of_the_card():
     """Check 6 of the card of RLCM: after 100 of 300 linear steps 2/3 is left."""
     np.testing.assert_allclose(optax.linear_schedule(1.0, 0.0, 300)(100), 2 / 3, rtol=1e-6)
+
+
+def test_sharing_conditions_changes_nothing(key):
+    """Samples, scores and gradients, of a network that can encode them once for a group."""
+    config = diffusion.DiffusionConfig(
+        height=2, width=2, features=8, layers=1, heads=1, patch=1, classes=3
+    )
+    network, shape = diffusion.make_network(config), (2, 2, 1)
+    moved = lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape)
+    params = jax.tree.map(moved, network.init(key))
+    function = consistency.consistency_function(network.apply, TABLE, CLEAN)
+    chain = consistency.consistency_chain(function, TABLE, consistency.grid(3))
+    prompts, found = diffusion.Condition(labels=jnp.array([0, 2, 1])), []
+    for shared in (False, True):
+        policy = chains.denoising_policy(chain, network.init, shape, shared=shared)
+        trajectories = jax.jit(policy.sample, static_argnums=3)(params, key, prompts, GROUP)
+        score = lambda params: policy.log_prob(params, trajectories).log_probs
+        np.testing.assert_allclose(score(params), trajectories.log_probs, atol=1e-5)
+        found.append((trajectories, jax.grad(lambda params: jnp.sum(score(params)))(params)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *found)
+    shown = found[0][0].outputs
+    assert shown.shape == (3, GROUP, *shape) and len(np.unique(shown)) == shown.size
 
 
 def test_bad_inputs():
