@@ -119,12 +119,29 @@ def exit_codes() -> Iterator[None]:
     try:
         with _log_in_lines(), _terminate_in_words():
             yield
+    except Interrupted as stop:
+        say(stop)
+        _leave(stop.exit_code)
     except Stop as stop:
         say(stop)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         say("stopped; the same command continues")
-        sys.exit(Interrupted.exit_code)
+        _leave(Interrupted.exit_code)
+
+
+def _leave(code: int) -> None:
+    """Ends a runner's process at once, where a signal may have come while XLA was compiling.
+
+    The interpreter's own end then crashes in XLA, and the exit code is that of the crash. All
+    that has an end of its own (workers, checkpoints, metrics) is behind us: it is in `with`.
+    """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is not None and program.name.partition(".")[0] == __name__.partition(".")[0]:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _main(run, argv, flags, validate, prepare, may_differ) -> None:
@@ -320,19 +337,55 @@ def _unusable_in_words(workdir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminate_in_words() -> Iterator[None]:
-    """SIGTERM outside the training loop, which handles its own, ends the run cleanly."""
+    """SIGTERM outside the training loop, which handles its own, ends the run cleanly.
 
-    def handle(number: int, _: Any) -> None:
-        raise Interrupted(f"stopped by signal {number}; the same command continues")
-
+    An exception that a signal raises may land in a callback of the garbage collector, where it
+    ends, or in a library that catches it and fails with another. So in the first case the
+    signal is sent again, and in the second the signal is what is told.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    came: list[Interrupted] = []
+
+    def handle(number: int, _: Any) -> None:
+        came.append(Interrupted(f"stopped by signal {number}; the same command continues"))
+        raise came[-1]
+
     previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        with _signals_sent_again():
+            yield
+    except Exception as error:
+        if came and not isinstance(error, Stop):
+            raise came[-1] from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _signals_sent_again() -> Iterator[None]:
+    """Where Python ignores the exception of a signal, the signal comes again a moment later."""
+    before, timers = sys.unraisablehook, []
+
+    def unraisable(found: Any) -> None:
+        kinds = {Interrupted: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        if found.exc_type not in kinds:
+            before(found)
+            return
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), kinds[found.exc_type]))
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 def say(message: Any, kind: str = "error") -> None:

@@ -208,6 +208,10 @@ def _iterate(run: _Run, state: Any, first: int) -> Any:
         run.checkpoints.check()
     _emit(run, _Pending(steps, {}, evaluated, {}) if evaluated else None)
     run.checkpoints.wait()
+    if run.stopping(steps):  # what comes after this loop must not begin
+        raise Interrupted(
+            f"stopped by a signal, saved at step {steps} of {steps}; the same command continues"
+        )
     return state
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 
 from experiments import cli
@@ -258,6 +259,45 @@ def test_a_signal_ends_with_its_own_code(tmp_path):
     assert process.returncode == 75
     assert "saving after this step" in err
     assert "error: stopped by a signal, saved at step" in err and "Traceback" not in err
+
+
+SIGNALLED = """
+import gc, os, signal, sys, time
+sys.modules["__main__"].__spec__ = __import__("importlib.util").util.find_spec("experiments.rlvr")
+from experiments import cli
+
+def callback(phase, info):
+    if os.path.exists(sys.argv[2]):
+        os.remove(sys.argv[2])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+with cli.exit_codes():
+    if sys.argv[1] == "in a callback":
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(30)
+    if sys.argv[1] == "in a library":
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            raise AttributeError("half imported") from None
+    import functools, threading, jax
+    slow = jax.jit(lambda x: functools.reduce(lambda y, i: jax.numpy.sin(y) @ y + i, range(99), x))
+    lowered = slow.lower(jax.numpy.ones((8, 8)))
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    lowered.compile()
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("where", ["in a callback", "in a library", "in a compilation"])
+def test_a_signal_before_the_loop_is_not_lost(where, tmp_path):
+    """Raised there, its exception would be ignored, misnamed or crash what XLA leaves behind."""
+    (tmp_path / "now").touch()
+    done = processes.python("-c", SIGNALLED, where, tmp_path / "now", timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "error: stopped by signal 15; the same command continues\n"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,17 @@ def test_a_signal_saves_and_the_run_continues_to_the_same_bytes(tmp_path, unbrok
     assert faults.fingerprint_run(tmp_path) == unbroken
 
 
+def test_a_signal_in_the_last_step_does_not_let_the_next_stage_begin(tmp_path):
+    def iteration(state, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"x": state["x"] + 1}, {}
+
+    with pytest.raises(Interrupted, match="saved at step 3 of 3"):
+        run(iteration, {"x": jnp.zeros(3)}, tmp_path, steps=3)
+    assert run(iteration, {"x": jnp.zeros(3)}, tmp_path, steps=3)["x"][0] == 3
+
+
 def test_too_many_steps_that_are_not_finite_stop_the_run(tmp_path):
     message = (
         "step 15: 4 steps in a row were skipped in toy, allowed are fewer than 4; not finite: "
