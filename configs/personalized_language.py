@@ -5,13 +5,26 @@ more of what they like than one trained on a model of all, on the same labels; a
 is worth less than that of all; where tastes are alike the model of all is as good.
 
 A transformer reads a user's name and a word and writes twelve words. Four users label 200 pairs
-each, a tenth of them wrongly, by gold rewards that are known, two of which correlate .92 (`alike`)
-or .20 (`apart`). Arms by the reward of GRPO, its KL to the start in it: `heads`, a transformer with a
-head for each user; `name`, one that reads the user's name too; `pooled`, one that does not; `other`,
-`heads` asked for the next user; `gold`, what is to be had. Gold rewards are of fresh prompts, in
-deviations of each user over samples of the start: the mean over users, and the user who gets least.
+each, a tenth of them wrongly, by gold rewards that are known: networks of their own, which correlate
+.92 between users (`alike`) or .20 (`apart`), less a cost of texts that stutter, the same for all.
+Arms by the reward of GRPO, its KL to the start in it: `heads`, a transformer with a head for each
+user; `name`, one that reads the user's name too; `pooled`, one that does not; `other`, `heads` asked
+for the next user; `gold`, what is to be had. Gold rewards are of fresh prompts, in deviations of each
+user over samples of the start: the mean over users, and the user who gets least.
 
-Hardware and time: one CPU core, about 5 minutes; `smoke`: under a minute, compiling.
+Found (5 seeds, 3 of 9 claims). Apart, personalised heads bring .57 [.22, .92], 70% of what the gold
+reward itself brings (.82), and more than the start (.58 [.20, .95]); a model of all brings .34, more
+than another user's head (.13; .22 [.01, .42] less). But that heads bring more than the model of all
+is not shown: .22 [-.39, .83], for the user who gets least .6 [-.5, 1.6]. Heads order .686 of a user's
+own pairs, the model of all .606 [.529, .684]; by seed their gold differs by 1.07, 0, -.14, -.04 and
+.22. Worlds differ too much for five of them: with the shared cost, gold rewards of two users
+correlate .29, .71, .32, .46 and -.09 on ordinary texts, so that in the second world there is nothing
+to gain, and the model of all fails in the first (-.47, one user -1.8) and the last (-.02) only.
+Reading the name is between the two (.49, no interval without 0).
+Alike, heads, name and pooled bring .98, 1.01 and .97; the difference of heads and pooled,
+.00 [-.14, .14], is not within the margin of .1.
+
+Hardware and time: one CPU core, 3 to 4 minutes of processor time; `smoke`: under a minute, compiling.
 Command: python -m experiments.reward_model --config=configs/personalized_language.py --workdir=DIR
 """
 
