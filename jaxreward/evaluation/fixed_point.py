@@ -101,7 +101,8 @@ def success_rate_fixed_point(
     """Solves `logit p = logit reference_rate + gap(p) / kl_coefficient` by iteration.
 
     Starts at the reference and repeats `p <- sigmoid(...)`, as mirror descent would; where
-    there are several solutions this is the one it reaches.
+    there are several solutions this is the one it reaches. A rare success can make that jump to
+    and fro for ever (a gap that falls steeply); smaller steps from there end between.
 
     Args:
       reference_rate: success rate of the reference policy, in (0, 1).
@@ -111,7 +112,16 @@ def success_rate_fixed_point(
     """
     start = jnp.log(reference_rate) - jnp.log1p(-reference_rate)
 
-    def step(_, rate):
-        return jax.nn.sigmoid(start + gap(rate) / kl_coefficient)
+    def target(logit):
+        return start + gap(jax.nn.sigmoid(logit)) / kl_coefficient
 
-    return jax.lax.fori_loop(0, iterations, step, reference_rate)
+    def smaller(_, logit):
+        wanted = target(logit)
+        both = jnp.isfinite(wanted) & jnp.isfinite(logit)
+        return jnp.where(both, logit + _STEP * (wanted - logit), wanted)
+
+    logit = jax.lax.fori_loop(0, iterations, lambda _, logit: target(logit), start)
+    return jax.nn.sigmoid(jax.lax.fori_loop(0, iterations, smaller, logit))
+
+
+_STEP = 0.05

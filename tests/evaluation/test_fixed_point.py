@@ -156,6 +156,16 @@ def test_fixed_points_with_std(row):
     np.testing.assert_allclose(solve(-1.0, channel), clean, atol=1e-6)
 
 
+@pytest.mark.parametrize("rate, beta, power", [(0.001, 4.0, 0.0), (0.001, 1.0, 1.0)])
+def test_a_rare_success_has_a_fixed_point_too(rate, beta, power):
+    """Whole steps jump to and fro around it."""
+    channel = binary(0.01, 0.01)
+    gap = lambda p: fixed_point.population_gap(p, channel, power=power, epsilon=1e-5)
+    found = fixed_point.success_rate_fixed_point(jnp.asarray(rate), beta, gap)
+    logit = lambda p: np.log(p / (1 - p))
+    np.testing.assert_allclose(logit(found), logit(rate) + gap(found) / beta, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["noisy", "backward", "plug-in", "exact"])
 def test_optimisation_with_std_reaches_the_self_consistent_success_rate(name):
     """For a finite group, with `D(p)` from enumeration; the exact correction restores it."""
