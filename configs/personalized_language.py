@@ -12,19 +12,19 @@ user; `name`, one that reads the user's name too; `pooled`, one that does not; `
 for the next user; `gold`, what is to be had. Gold rewards are of fresh prompts, in deviations of each
 user over samples of the start: the mean over users, and the user who gets least.
 
-Found (5 seeds, 3 of 9 claims). Apart, personalised heads bring .57 [.22, .92], 70% of what the gold
-reward itself brings (.82), and more than the start (.58 [.20, .95]); a model of all brings .34, more
-than another user's head (.13; .22 [.01, .42] less). But that heads bring more than the model of all
-is not shown: .22 [-.39, .83], for the user who gets least .6 [-.5, 1.6]. Heads order .686 of a user's
-own pairs, the model of all .606 [.529, .684]; by seed their gold differs by 1.07, 0, -.14, -.04 and
-.22. Worlds differ too much for five of them: with the shared cost, gold rewards of two users
-correlate .29, .71, .32, .46 and -.09 on ordinary texts, so that in the second world there is nothing
-to gain, and the model of all fails in the first (-.47, one user -1.8) and the last (-.02) only.
-Reading the name is between the two (.49, no interval without 0).
-Alike, heads, name and pooled bring .98, 1.01 and .97; the difference of heads and pooled,
-.00 [-.14, .14], is not within the margin of .1.
+Found (10 seeds, 3 of 9 claims). Apart, personalised heads bring .56 [.42, .71], 71% of what the gold
+reward itself brings (.79), and more than the start; a model of all brings .41 [.11, .71], and that by
+.23 [.12, .35] more than another user's head. But that heads bring more than the model of all is not
+shown: .15 [-.10, .40], for the user who gets least .46 [-.01, .93]. The model of heads is the better
+one, right in .692 of a user's own pairs against .599 (.09 [.06, .13] more); what it gains the policy is
+.01 to .23 in five worlds, -.02 to -.14 in four, and 1.07 in one where the model of all fails. Two users'
+gold rewards correlate by -.09 to .71 on ordinary texts (mean .29; .20 is that of the networks, the
+cost is shared), so much of what a user likes is what all like: where they correlate most, the model
+of all loses nothing. Five seeds said the same (.22 [-.39, .83]); the other five were added to tell.
+A model that reads the name is between the two (.45; .11 [-.01, .24] less than heads). Alike, heads,
+name and pooled bring .88, .98 and .94; pooled less heads, .06 [-.04, .15], is not within .1.
 
-Hardware and time: one CPU core, 3 to 4 minutes of processor time; `smoke`: under a minute, compiling.
+Hardware and time: one CPU core, about 5 minutes of processor time; `smoke`: under a minute, compiling.
 Command: python -m experiments.reward_model --config=configs/personalized_language.py --workdir=DIR
 """
 
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if arg not in ("", "smoke"):
         raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
     config = study.study(
-        "personalized_language", "experiments.reward_studies.personalized_language:make"
+        "personalized_language", "experiments.reward_studies.personalized_language:make", seeds=10
     )
     config.seeds_at_a_time = 1
     own = config.study
