@@ -1,9 +1,11 @@
 """Strictness lives here, not in the code under test; how programs are compiled, in processes.py."""
 
+import gc
 import os
 
 import processes
 
+gc.set_threshold(50_000, 10, 10)  # tracing makes many small objects and few cycles
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 processes.compile_quickly()
@@ -35,6 +37,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left alone with one in the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays, so that no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
