@@ -1,5 +1,6 @@
 """`config.likelihood`: what the runner gives to the chain, and a run that learns from it."""
 
+import functools
 import json
 import pathlib
 
@@ -54,7 +55,7 @@ def test_base_scores_are_those_of_the_answer_without_reasoning(problem):
     tail = jnp.asarray(text[len(shown):], jnp.int32)[None, None]
     prompts = Prompts(jnp.asarray(shown, jnp.int32)[None], jnp.asarray([len(shown)], jnp.int32))
     whole = Trajectories(prompts, tail, tail, jnp.zeros(tail.shape), jnp.ones(tail.shape, bool))
-    expected = own.policy.log_prob(params, whole).log_probs[0, 0, 1:]
+    expected = jax.jit(own.policy.log_prob)(params, whole).log_probs[0, 0, 1:]
     np.testing.assert_allclose(scores[0][mask[0]], expected, atol=1e-5)
 
 
@@ -72,12 +73,13 @@ def test_the_evaluation_scores_the_answers_behind_the_own_reasoning(problem):
     tail = tail.at[1:, :, 1].set(5).at[0, 1, 1].set(5)  # only the first response has one
     prompts = Prompts(jnp.asarray(rows["tokens"]), jnp.asarray(rows["lengths"]))
     whole = Trajectories(prompts, tail, tail, jnp.zeros(tail.shape), jnp.ones(tail.shape, bool))
-    found = answer_scores.mean_log_prob(config, own, own.policy, params, whole)
+    score = functools.partial(answer_scores.mean_log_prob, config, own, own.policy)
+    found = jax.jit(score)(params, whole)
     answer = np.asarray(rows["answer_tokens"][0, :length], np.int32)
     text = jnp.asarray(np.concatenate([[5, separator], answer]), jnp.int32)[None, None]
     first = Prompts(prompts.tokens[:1], prompts.lengths[:1])
     one = Trajectories(first, text, text, jnp.zeros(text.shape), jnp.ones(text.shape, bool))
-    expected = own.policy.log_prob(params, one).log_probs[0, 0, 2:]
+    expected = jax.jit(own.policy.log_prob)(params, one).log_probs[0, 0, 2:]
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
 
 
