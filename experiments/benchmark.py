@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
         cli.Flag("workdir", default="runs/benchmark", help="folder for the results"),
         cli.Flag("quick", bool, False, "fewer repetitions"),
     )
+    if cli.asked_for_help(argv, flags):
+        return 0
     try:
         names = [argument for argument in argv if not argument.startswith("--")]
         if len(names) != 1 or names[0] not in (*NAMES, "all"):

@@ -248,6 +248,16 @@ def usage(flags: Sequence[Flag]) -> str:
     return "\n".join([about, "", "flags:", *lines, "  --config.KEY=VALUE  changes the config"])
 
 
+def asked_for_help(argv: Sequence[str], flags: Sequence[Flag]) -> bool:
+    """Prints, where it is asked for, what a program with these flags alone is and takes."""
+    if not {"--help", "-h"} & set(argv):
+        return False
+    print((sys.modules["__main__"].__doc__ or "").strip(), "\n\nflags:")
+    for flag in flags:
+        print(f"  --{flag.name}={flag.kind.__name__}  {flag.help}")
+    return True
+
+
 def check_workdir(
     workdir: str, config: ml_collections.ConfigDict, may_differ: Sequence[str] = ()
 ) -> None:

@@ -16,8 +16,11 @@ FALSE_POSITIVE, FALSE_NEGATIVE = 0.2, 0.4
 def main(argv: list[str]) -> int:
     """Draws and says where; returns the exit code."""
     default = "experiments/results/noise_is_kl.png"
+    flags = (cli.Flag("out", default=default, help="a .png"),)
+    if cli.asked_for_help(argv, flags):
+        return 0
     try:
-        out = cli.parse(argv, (cli.Flag("out", default=default, help="a .png"),)).values["out"]
+        out = cli.parse(argv, flags).values["out"]
         if not pathlib.Path(out).parent.is_dir():
             raise ConfigError(f"out = {out!r}; allowed is a file in a folder that exists")
     except ConfigError as error:

@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
         cli.Flag("gguf", help="a GGUF file to compare as well"),
         cli.Flag("write_fixtures", help="folder for the tiny checkpoints and the answers"),
     )
+    if cli.asked_for_help(argv, flags):
+        return 0
     values = cli.parse(argv, flags).values
     _check(values["gguf"])
     rows, keep = [], values["write_fixtures"]

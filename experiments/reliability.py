@@ -84,6 +84,8 @@ def main(argv: list[str]) -> int:
         cli.Flag("only", default="", help="names of tests, comma-separated"),
         cli.Flag("instants", int, 20, "how often a run is killed"),
     )
+    if cli.asked_for_help(argv, flags):
+        return 0
     try:
         values = cli.parse(argv, flags).values
         root = pathlib.Path(values["workdir"])

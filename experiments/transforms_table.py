@@ -66,6 +66,8 @@ def main(argv: list[str]) -> int:
         cli.Flag("out", default="", help=f"a file; {OUT} is kept with the code"),
         cli.Flag("config", default="", help="a config of experiments.rlvr: the table of its arms"),
     )
+    if cli.asked_for_help(argv, flags):
+        return 0
     try:
         values = cli.parse(argv, flags).values
         text = of_arms(values["config"]) if values["config"] else of_library()

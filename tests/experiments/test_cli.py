@@ -1,6 +1,7 @@
 """The command line: bad input in one line, and runs that survive being killed."""
 
 import errno
+import importlib
 import json
 import os
 import pathlib
@@ -201,6 +202,15 @@ def test_a_workdir_in_use_is_refused(tmp_path):
 def test_help(capsys):
     cli.main(nothing, ["--help"], flags=FLAGS)
     assert "--number=int" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["explain", "transforms_table", "reliability", "parity", "benchmark"]
+)
+def test_programs_without_a_config_help_too(name, capsys):
+    flag = {"explain": "out", "transforms_table": "out", "parity": "gguf"}.get(name, "workdir")
+    assert importlib.import_module(f"experiments.{name}").main(["--help"]) == 0
+    assert f"--{flag}=str" in capsys.readouterr().out
 
 
 def test_a_run_that_refuses_its_config_after_all_leaves_nothing(tmp_path, capsys):
