@@ -111,7 +111,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         path = f"study.arms.{name}"
         check.choice(config, f"{path}.sampler", ("consistency", "ddim"))
         check.choice(config, f"{path}.loss", ("clip", "rebel"))
-        check.at_least(config, f"{path}.steps", 2, "a sampler with decisions")
+        check.in_range(config, f"{path}.steps", 2, len(digits.distill_points()))
         check.at_least(config, "study.group_size", 2 if arm.loss == "rebel" else 1, "pairs")
         if arm.loss == "clip":
             check.positive(config, f"{path}.clip")

@@ -28,7 +28,8 @@ class Condition(NamedTuple):
     """What an image is asked to be; None where a network does not look.
 
     Attributes:
-      labels: int32 class, `EMPTY` for none.
+      labels: int32 class, `EMPTY` for none. Neither these nor tokens are checked in a program: a
+        number that the network does not have may give NaN.
       tokens: int32, padded with `EMPTY`; a prompt of padding only is the null prompt.
       guidance: float32 weight for networks distilled with guidance (arXiv 2210.03142).
     """
@@ -101,7 +102,7 @@ def make_network(config: DiffusionConfig, kind: str = "transformer") -> Network:
         return module.init(key, x, jnp.zeros((1,), jnp.float32), _any_condition(config))["params"]
 
     def apply(params: Any, x: Array, time: Array, condition: Condition) -> Array:
-        _check_condition(config, condition)
+        _check_input(config, x, time, condition)
         return module.apply({"params": params}, x, time, condition)
 
     return Network(init, apply)
@@ -115,8 +116,10 @@ def null(condition: Condition) -> Condition:
 
 def drop(key: jax.Array, condition: Condition, probability: Any) -> Condition:
     """The null condition for a random share of the batch, to learn both (arXiv 2207.12598)."""
+    if not jax.tree.leaves(condition):
+        return condition
     batch = jax.tree.leaves(condition)[0].shape[0]
-    gone = jax.random.bernoulli(key, probability, (batch,))
+    gone = jax.random.bernoulli(key, jnp.asarray(probability, jnp.float32), (batch,))
 
     def choose(leaf, empty):
         return jnp.where(gone.reshape((-1,) + (1,) * (leaf.ndim - 1)), empty, leaf)
@@ -125,7 +128,12 @@ def drop(key: jax.Array, condition: Condition, probability: Any) -> Condition:
 
 
 def moving_average(average: Any, params: Any, decay: Any) -> Any:
-    """`decay * average + (1 - decay) * params`, leaf by leaf."""
+    """`decay * average + (1 - decay) * params`, leaf by leaf.
+
+    Raises:
+      ValueError: a decay outside [0, 1].
+    """
+    check_number("decay", decay, lambda x: (x >= 0) & (x <= 1), "[0, 1]")
     return optax.incremental_update(params, average, 1.0 - decay)
 
 
@@ -374,8 +382,28 @@ def _check(config: DiffusionConfig, kind: str) -> None:
         raise ValueError(f"image of {size}; allowed for {kind} are multiples of {side}")
 
 
-def _check_condition(config: DiffusionConfig, condition: Condition) -> None:
-    needs = dict(labels=config.classes, tokens=config.vocabulary, guidance=config.guidance)
-    for name, needed in needs.items():
-        if needed and getattr(condition, name) is None:
+def _check_input(config: DiffusionConfig, x: Array, time: Array, condition: Condition) -> None:
+    image = (config.height, config.width, config.channels)
+    if x.ndim != 4 or x.shape[1:] != image:
+        raise ValueError(f"x is {_words(x.shape)}; allowed is B x {_words(image)}")
+    if time.ndim != 1 or x.shape[0] % max(time.shape[0], 1):
+        raise ValueError(
+            f"time has shape {_words(time.shape)}; allowed is one axis that divides "
+            f"{x.shape[0]}, the images"
+        )
+    wanted = dict(
+        labels=(config.classes, ()),
+        tokens=(config.vocabulary, (config.prompt_length,)),
+        guidance=(config.guidance, ()),
+    )
+    for name, (needed, row) in wanted.items():
+        leaf = getattr(condition, name)
+        if needed and leaf is None:
             raise ValueError(f"condition.{name} is None; the network was built to read it")
+        if needed and leaf.shape != time.shape + row:
+            allowed = f"{_words(time.shape + row)}, a row for each time"
+            raise ValueError(f"condition.{name} is {_words(leaf.shape)}; allowed is {allowed}")
+
+
+def _words(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a scalar"

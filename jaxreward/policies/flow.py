@@ -53,8 +53,11 @@ def make_denoiser(
     """
 
     def denoise(params: Any, x: Array, t: Array | Number, condition: Any) -> Estimate:
-        rows = [leaf.shape[:1] for leaf in jax.tree.leaves(condition)] or [x.shape[:1]]
-        t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), rows[0])
+        t = jnp.asarray(t, jnp.float32)
+        rows = [leaf.shape[:1] for leaf in jax.tree.leaves(condition)] or [t.shape or x.shape[:1]]
+        if t.shape not in ((), rows[0]):
+            raise ValueError(f"t has shape {t.shape}; allowed is a scalar or {rows[0]}, the condition's")
+        t = jnp.broadcast_to(t, rows[0])
         output = apply(params, x, t / schedule.last, condition)
         alpha, sigma = schedules.levels(schedule, t, x)
         parts = (output, x, alpha, sigma)

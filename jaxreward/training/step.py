@@ -80,10 +80,11 @@ def make_update_step(
       loss: the objective, closed over the policy.
       transform: the reward chain; it must set `advantages`.
       optimizer: optax transformation.
-      accumulate: number of micro-batches the prompts are split into. Losses, gradients and
-        metrics are averaged by the `LOSS_WEIGHT` of each micro-batch (equally without one),
-        so the result is that of the whole batch under every normalisation of
-        `losses.policy`; only a metric ending in `_max` is the largest.
+      accumulate: number of micro-batches the prompts are split into. Losses and gradients are
+        averaged by the `LOSS_WEIGHT` of each micro-batch (equally without one), so they are
+        those of the whole batch under every normalisation of `losses.policy`. Metrics of the
+        loss are averaged by the same weights, whatever they are means of, so they may differ
+        from the whole batch's where micro-batches differ; one ending in `_max` is the largest.
       spike_factor: skip a step whose gradient norm exceeds this many times the running mean
         norm of the steps taken, once ten with a gradient were (0 turns it off).
 

@@ -116,7 +116,7 @@ def test_rows_that_share_a_condition_are_as_if_each_had_its_own(built, scale):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
     jax.tree.map(close, shared, own)
     if scale is None:
-        with pytest.raises(ValueError, match="3 rows for a batch of 4; allowed are divisors of 4"):
+        with pytest.raises(ValueError, match="time has shape 3; allowed is one axis that divides 4"):
             apply(params, x[:4], TIME, CONDITION)
 
 
@@ -181,3 +181,12 @@ def test_bad_inputs(x):
     made = diffusion.make_network(CONFIG)
     with pytest.raises(ValueError, match="condition.tokens is None"):
         made.apply({}, x, TIME, CONDITION._replace(tokens=None))
+    with pytest.raises(ValueError, match="condition.tokens is 3 x 2; allowed is 3 x 4, a row for"):
+        made.apply({}, x, TIME, CONDITION._replace(tokens=CONDITION.tokens[:, :2]))
+    with pytest.raises(ValueError, match="condition.labels is 1; allowed is 3, a row for each time"):
+        made.apply({}, x, TIME, CONDITION._replace(labels=CONDITION.labels[:1]))
+    with pytest.raises(ValueError, match="x is 3 x 8 x 4 x 1; allowed is B x 4 x 8 x 1"):
+        made.apply({}, jnp.swapaxes(x, 1, 2), TIME, CONDITION)
+    with pytest.raises(ValueError, match="decay = 1.5"):
+        diffusion.moving_average(1.0, 2.0, 1.5)
+    assert diffusion.drop(jax.random.key(0), Condition(), 1) == Condition()
