@@ -41,8 +41,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "rm_ensemble_language", "experiments.reward_studies.rm_ensemble_language:make"
     )
     config.seeds_at_a_time = 1
-    for part in (world(), models(), _optimization()):
-        config.study.update(part)
+    config.study.update(world())
+    config.study.update(_optimization())
+    config.study.update(models(dict(members=5), dict(kl_coefficients=(0.0, 0.3), kl_budget=10.0)))
+    config.study.policy.runs = 3
     config.study.arms = _arms()
     config.show = (
         "accuracy", "best_of_n/gold", "best_of_n/collapse", "policy_0/gold", "policy_0/collapse",
@@ -70,8 +72,8 @@ def world() -> dict:
     )
 
 
-def models() -> dict:
-    """Transformers and how they are trained."""
+def models(reward: dict | None = None, policy: dict | None = None) -> dict:
+    """Transformers and how they are trained, with further settings of rewards and policies."""
     size = dict(width=32, heads=2, kv_heads=2, intermediate=64)
     return dict(
         language=dict(size, layers=2),
@@ -79,21 +81,21 @@ def models() -> dict:
         scorer=dict(size, layers=1),
         reward=dict(
             pairs=300, tested=1000, steps=400, batch=32, learning_rate=1e-3, l2=1e-3,
-            hidden=(32,), reference=1000,
+            hidden=(32,), **(reward or {}), reference=1000,
         ),
-        policy=dict(steps=60, prompts=8, group=16, learning_rate=2e-3, window=4),
+        policy=dict(
+            policy or {}, steps=60, prompts=8, group=16, learning_rate=2e-3, window=4
+        ),
     )  # fmt: skip
 
 
 def _optimization() -> dict:
     return dict(
         settings=dict(clean=dict(flips=0.0), flips_25=dict(flips=0.25)),
-        reward=dict(members=5),
         prompts=8,
         candidates=512,
         best_of=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         tilts=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),  # of 1 / KL coefficient
-        policy=dict(kl_coefficients=(0.0, 0.3), kl_budget=10.0, runs=3),
     )
 
 
