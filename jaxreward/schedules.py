@@ -154,15 +154,17 @@ def for_rows(leaf: Shaped[Array, "R *rest"], x: Array) -> Shaped[Array, "B *rest
     """One row for each of `x [B, ...]`: row `b` of `x` gets row `b % R`.
 
     In this order a batch whose samples share times and conditions can be split over devices by
-    sample, and no device waits for another's rows.
+    sample.
 
     Raises:
       ValueError: `R` does not divide `B`.
     """
     rows, given = x.shape[0], leaf.shape[0]
-    if rows % given:
+    if rows == given:
+        return leaf
+    if not given or rows % given:
         raise ValueError(f"{given} rows for a batch of {rows}; allowed are divisors of {rows}")
-    return leaf if rows == given else jnp.tile(leaf, (rows // given,) + (1,) * (leaf.ndim - 1))
+    return jnp.tile(leaf, (rows // given,) + (1,) * (leaf.ndim - 1))
 
 
 def levels(schedule: Schedule, t: Array | Number, x: Array) -> tuple[Array, Array]:

@@ -64,6 +64,16 @@ def test_slopes_are_differences(name):
         np.testing.assert_allclose(rate.item(), (up - down) / (0.35 * h), rtol=2e-2, atol=1e-6)
 
 
+def test_for_rows():
+    levels, x = jnp.array([1.0, 2.0]), jnp.zeros((4, 3))
+    np.testing.assert_array_equal(schedules.for_rows(levels, x), [1, 2, 1, 2])
+    assert schedules.for_rows(levels, x[:2]) is levels
+    assert schedules.for_rows(levels[:0], x[:0]).shape == (0,)
+    for given, batch in ((levels, x[:3]), (levels[:0], x)):
+        with pytest.raises(ValueError, match="rows for a batch of .; allowed are divisors of"):
+            schedules.for_rows(given, batch)
+
+
 def test_levels_broadcast_over_the_batch():
     x = jnp.zeros((3, 2, 2))
     alpha, sigma = schedules.levels(schedules.flow(), jnp.array([0.0, 0.5, 1.0]), x)
