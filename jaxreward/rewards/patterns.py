@@ -16,7 +16,7 @@ ANSWER_FORMS = ("empty", "integer", "decimal", "scientific", "fraction", "unredu
 """Forms an answer can have; `answer_form` returns the position in this tuple.
 
 `fraction` is in lowest terms with an integer numerator and a denominator above 1;
-`unreduced` is every other fraction of numbers (`12/36`, `6/3`, `0.5/2`).
+`unreduced` is every other fraction of numbers (`12/36`, `6/3`, `0.5/2`, the mixed `3 1/2`).
 """
 
 _INTEGER = re.compile(r"[+-]?\s*[0-9,]+")
@@ -75,8 +75,11 @@ def _form(answer: str) -> str:
     parts = _FRACTION.fullmatch(answer)
     if parts:
         numbers = [parse_number(part) for part in parts.groups() if part is not None]
-        lowest = {abs(n) for n in numbers} == {abs(value.numerator), value.denominator}
+        plain = None not in numbers  # a part of a mixed number is not one
+        lowest = plain and {abs(n) for n in numbers} == {abs(value.numerator), value.denominator}
         return "fraction" if lowest and value.denominator > 1 else "unreduced"
+    if "frac" in answer:
+        return "unreduced"
     if "e" in answer.lower():
         return "scientific"
     return "integer" if _INTEGER.fullmatch(answer) else "decimal"

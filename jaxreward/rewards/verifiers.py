@@ -29,10 +29,17 @@ _BRACE = re.compile(r"\\boxed\{|[{}]")
 _FRAC = r"\\[dt]?frac\s*"
 _PART = rf"(?:[^{{}}]|{_FRAC}\{{[^{{}}]*\}}\s*\{{[^{{}}]*\}})*"  # with fractions of numbers in it
 _LATEX_FRACTION = re.compile(rf"([+-]?)\s*{_FRAC}\{{({_PART})\}}\s*\{{({_PART})\}}")
-_ANY_NUMBER = re.compile(
-    rf"[+-]?{_FRAC}\{{{_PART}\}}\s*\{{{_PART}\}}"
-    rf"|[+-]?(?:{_UNSIGNED})(?:[eE][+-]?[0-9]+)?"
-    rf"(?:\s*/\s*[+-]?(?:{_UNSIGNED}))?"
+_WHOLE = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+"
+_MIXED_PARTS = (
+    rf"({_WHOLE})"
+    rf"(?:\s+([0-9]+)\s*/\s*([0-9]+)|\s*{_FRAC}\{{\s*([0-9]+)\s*\}}\s*\{{\s*([0-9]+)\s*\}})"
+)
+_MIXED = re.compile(rf"([+-]?)\s*{_MIXED_PARTS}")
+_MIXED_IN_TEXT = re.compile(rf"(?<![\w.,/^])({_WHOLE})\s+([0-9]+)\s*/\s*([0-9]+)(?![\w/]|\.[0-9])")
+_WRITTEN = rf"(?:{_UNSIGNED})(?:[eE][+-]?[0-9]+)?"
+_ANY_NUMBER = re.compile(  # whole chains of divisions, so that no piece of one is taken for it
+    rf"[+-]?(?:{_MIXED_PARTS}|{_FRAC}\{{{_PART}\}}\s*\{{{_PART}\}}|{_WRITTEN})"
+    rf"(?:\s*/\s*[+-]?{_WRITTEN})*"
 )
 
 
@@ -52,9 +59,10 @@ def parse_number(text: str) -> Fraction | None:
     r"""The exact value of a text that is one number and nothing else.
 
     Reads integers, decimals, scientific notation, fractions `a/b` and `\frac{a}{b}` of
-    those, signs (also U+2212), thousands separators, surrounding spaces and `$`; the parts of a
-    `\frac` may be fractions. Nothing is evaluated: the only arithmetic is building fractions of
-    bounded size.
+    those, mixed numbers (`3 1/2` and `3\frac{1}{2}` are 7/2, as a person reads them; an improper
+    part, `1 3/2`, is no number), signs (also U+2212), thousands separators, surrounding spaces
+    and `$`; the parts of a `\frac` may be fractions. Nothing is evaluated: the only arithmetic is
+    building fractions of bounded size.
 
     Returns:
       The value, or None if `text` is not such a number, divides by zero, is longer than
@@ -62,8 +70,10 @@ def parse_number(text: str) -> Fraction | None:
     """
     if len(text) > MAX_NUMBER_LENGTH:
         return None
-    text = text.strip().strip("$").strip().replace("\u2212", "-")
-    latex = _LATEX_FRACTION.fullmatch(text)
+    text = _bare(text)
+    mixed, latex = _MIXED.fullmatch(text), _LATEX_FRACTION.fullmatch(text)
+    if mixed:
+        return _mixed_value(*(part for part in mixed.groups() if part is not None))
     if latex:
         sign, values = latex.group(1), [parse_number(part) for part in latex.groups()[1:]]
     else:
@@ -71,6 +81,17 @@ def parse_number(text: str) -> Fraction | None:
     if len(values) > 2 or None in values or (len(values) == 2 and values[1] == 0):
         return None
     value = values[0] if len(values) == 1 else values[0] / values[1]
+    return -value if sign == "-" else value
+
+
+def _bare(text: str) -> str:
+    return text.strip().strip("$").strip().replace("\u2212", "-")
+
+
+def _mixed_value(sign: str, whole: str, top: str, bottom: str) -> Fraction | None:
+    if int(top) >= int(bottom):
+        return None
+    value = int(whole.replace(",", "")) + Fraction(int(top), int(bottom))
     return -value if sign == "-" else value
 
 
@@ -180,7 +201,8 @@ def math_verify(response: str, answer: str) -> bool:
 
     Both texts are read with the library's LaTeX extraction, `\boxed{...}` first, and its
     plain-expression extraction, so that bare answers such as `12/36` are parsed; floats are
-    compared to six decimals. The library's own time limit is off: it works in main threads
+    compared to six decimals. Mixed numbers are handed to it as fractions, because of `3 1/2` it
+    reads a piece, 1. The library's own time limit is off: it works in main threads
     only and does not stop a power tower, so call this in a pool's worker.
 
     Raises:
@@ -198,7 +220,17 @@ def math_verify(response: str, answer: str) -> bool:
 
 def _parsed(text: str) -> list:
     """What Math-Verify reads in `text`; remembered where short, as a group shares answers."""
+    answer = _bare(final_answer(text)) if len(text) <= MAX_NUMBER_LENGTH else ""
+    if _MIXED.fullmatch(answer):
+        value = parse_number(answer)
+        return [] if value is None else list(_parse_once(str(value)))
+    text = _MIXED_IN_TEXT.sub(_as_fraction, text)
     return list((_parse_once if len(text) <= MAX_NUMBER_LENGTH else _parse)(text))
+
+
+def _as_fraction(mixed: re.Match) -> str:
+    value = parse_number(mixed.group())
+    return mixed.group() if value is None else str(value)
 
 
 def _parse(text: str) -> list:

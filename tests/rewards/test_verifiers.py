@@ -64,6 +64,9 @@ def test_continuous_reward_refuses_infinity():
         ("$2/3$", "2/3"),
         (r"-\frac{\frac{1}{2}}{3/4}", "-2/3"),
         ("1e400", str(10**400)),
+        ("3 1/2", "7/2"),
+        (" -1,002 4 / 8", "-2005/2"),
+        (r"$3\frac{1}{2}$", "7/2"),
     ],
 )
 def test_parse_number_reads(text, value):
@@ -72,9 +75,9 @@ def test_parse_number_reads(text, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", ".", "-", "1/0", "1/2/3", "1 2", "1 1/2", "12,34", "1e", "1e401", "1e99999", "0x10"]
+    ["", " ", ".", "-", "1/0", "1/2/3", "1 2", "1 3/2", "1 2/2", "1.5 1/2", "12,34", "1e", "1e401", "1e99999", "0x10"]
     + ["1_000", "nan", "inf", "1+1", "2**8", "\uff11", "\u0661", "--1", "5%", "x", "1" * 257]
-    + ["1/3 or 2", r"\frac{1}{}", r"\frac{1}{0}", "1j", "\ud800", "1\x002"],
+    + ["1 1/0", r"2\frac{5}{3}", "1 1/2/3", "3 -1/2", "1/3 or 2", r"\frac{1}{}", r"\frac{1}{0}", "1j", "\ud800", "1\x002"],
 )
 def test_parse_number_refuses(text):
     assert verifiers.parse_number(text) is None
@@ -157,6 +160,14 @@ def test_closeness_reads_the_number_a_response_gives():
         ("9" * 300 + " and then 5", "5"),
         ("1e99999", None),  # not 9
         ("7, or 1/0", None),
+        ("so it is -3 1/2.", "-7/2"),
+        (r"so it is 3\frac{1}{2}", "7/2"),
+        ("1 2 3/4", "11/4"),
+        ("7/2 1/4, 3.5 1/2", "1/2"),
+        ("it is 1 3/2", None),
+        ("it is 1/2/3", None),
+        (r"it is \frac{1}{2}/3", None),
+        ("it is 1e2/4e1", "5/2"),
     ],
 )
 def test_the_last_number_is_read_whole(response, value):
