@@ -34,6 +34,9 @@ def kmeans(
 ) -> Float[Array, "K d"]:
     """Centres of K-means, the best of several k-means++ starts. An empty cluster stays put.
 
+    A row that is not finite throughout is missing, and takes no part. Where fewer than `clusters`
+    rows are left some centres are equal; where none is left all are NaN.
+
     Args:
       key: of the starts.
       rows: points.
@@ -49,44 +52,53 @@ def kmeans(
     check_number("starts", starts, lambda n: n >= 1, ">= 1")
     check_number("iterations", iterations, lambda n: n >= 1, ">= 1")
 
+    known = jnp.all(jnp.isfinite(rows), axis=1)
+    rows = jnp.where(known[:, None], rows, 0.0)
+
     def one(key: jax.Array) -> tuple[Array, Array]:
-        centres = _plus_plus(key, rows, clusters)
-        centres, _ = jax.lax.scan(lambda c, _: (_lloyd(rows, c), None), centres, length=iterations)
-        return centres, jnp.sum(jnp.min(_squares(rows, centres), axis=1))
+        centres, step = _plus_plus(key, rows, known, clusters), lambda c: _lloyd(rows, known, c)
+        centres, _ = jax.lax.scan(lambda c, _: (step(c), None), centres, length=iterations)
+        return centres, masked.sum(jnp.min(_squares(rows, centres), axis=1), known)
 
     found, inertia = jax.vmap(one)(jax.random.split(key, starts))
-    return found[jnp.argmin(inertia)]
+    return jnp.where(jnp.any(known), found[jnp.argmin(inertia)], jnp.nan)
 
 
 def _squares(rows: Array, centres: Array) -> Array:
     return jnp.sum((rows[:, None] - centres[None]) ** 2, axis=-1)
 
 
-def _plus_plus(key: jax.Array, rows: Array, clusters: int) -> Array:
+def _plus_plus(key: jax.Array, rows: Array, known: Array, clusters: int) -> Array:
     """Starts far from each other: each is drawn by its squared distance to those before."""
-    count = rows.shape[0]
-    first = rows[jax.random.randint(jax.random.fold_in(key, clusters), (), 0, count)]
+    reached = jnp.cumsum(known.astype(jnp.int32))  # the r-th known row is where r is first reached
+    last = jnp.maximum(reached[-1], 1)
+    rank = jax.random.randint(jax.random.fold_in(key, clusters), (), 0, last) + 1
+    first = rows[jnp.searchsorted(reached, rank)]
     centres = jnp.broadcast_to(first[None], (clusters, rows.shape[1]))
 
     def add(i: Array, centres: Array) -> Array:
         least = jnp.min(_squares(rows, centres), axis=1)
         logits = jnp.log(jnp.maximum(least, 1e-30))  # all equal if every row is a centre
+        logits = jnp.where(known, logits, -jnp.inf)
         chosen = jax.random.categorical(jax.random.fold_in(key, i), logits)
         return centres.at[i].set(rows[chosen])
 
     return jax.lax.fori_loop(1, clusters, add, centres)
 
 
-def _lloyd(rows: Array, centres: Array) -> Array:
-    own = jnp.argmin(_squares(rows, centres), axis=1)
-    members = jax.nn.one_hot(own, centres.shape[0])
+def _lloyd(rows: Array, known: Array, centres: Array) -> Array:
+    own = jnp.where(known, jnp.argmin(_squares(rows, centres), axis=1), -1)
+    members = jax.nn.one_hot(own, centres.shape[0])  # of -1 zeros
     sizes = jnp.sum(members, axis=0)[:, None]
     return jnp.where(sizes > 0, (members.T @ rows) / jnp.maximum(sizes, 1.0), centres)
 
 
 def assign(embeddings: Float[Array, "*B d"], prototypes: Float[Array, "K d"]) -> Int[Array, "*B"]:
-    """The prototype of the largest dot product."""
-    return jnp.argmax(embeddings @ prototypes.T, axis=-1).astype(jnp.int32)
+    """The prototype of the largest dot product; -1 where none is finite, so no member of any."""
+    products = embeddings @ prototypes.T
+    there = jnp.isfinite(products)
+    best = jnp.argmax(jnp.where(there, products, -jnp.inf), axis=-1)
+    return jnp.where(jnp.any(there, axis=-1), best, -1).astype(jnp.int32)
 
 
 class Neighbours(NamedTuple):
@@ -107,6 +119,8 @@ def neighbours(
 ) -> Neighbours:
     """The most similar rows (cosine) of the prototype that an embedding is nearest to.
 
+    A row or an embedding that is not finite throughout has no neighbours and is none.
+
     Args:
       embeddings: of the current users and queries.
       rows: of the training split.
@@ -121,7 +135,7 @@ def neighbours(
     check_number("count", count, lambda n: n >= 1, ">= 1")
     similarity = normalize(embeddings) @ normalize(rows).T
     near = assign(embeddings, prototypes)[:, None] == members[None, :]
-    near = near if allowed is None else near & allowed
+    near = (near if allowed is None else near & allowed) & jnp.isfinite(similarity)
     ranked = jnp.where(near, similarity, -jnp.inf)
     values, index = jax.lax.top_k(ranked, min(count, rows.shape[0]))
     return Neighbours(index.astype(jnp.int32), values > -jnp.inf)

@@ -89,6 +89,23 @@ def test_equal_rows_are_no_trouble(key):
     assert bool(jnp.all(jnp.isfinite(protos.kmeans(key, jnp.ones((6, 2)), 3))))
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_rows_that_are_not_finite_take_no_part(key, value):
+    """The clusters are those of the other rows; the damaged ones are members and neighbours of none."""
+    rows = jnp.array([[1.0, 0.0], [5.0, 5.0], [0.9, 0.1], [0.0, 1.0], [7.0, 7.0], [0.1, 0.9]])
+    damaged = rows.at[1, 0].set(value).at[4].set(value)
+    found = protos.kmeans(key, damaged, 2, starts=3, iterations=5)
+    np.testing.assert_allclose(found[jnp.argsort(found[:, 1])], [[0.95, 0.05], [0.05, 0.95]], atol=1e-6)
+    members = protos.assign(damaged, found)
+    np.testing.assert_array_equal(members < 0, [False, True, False, False, True, False])
+    near = protos.neighbours(damaged, damaged, jnp.zeros(6, jnp.int32), rows[:1], count=6)
+    np.testing.assert_array_equal(near.valid.sum(axis=1), [4, 0, 4, 4, 0, 4])
+    assert not bool(jnp.any(near.valid & ((near.index == 1) | (near.index == 4))))
+    few = protos.kmeans(key, damaged[:2], 2, starts=1, iterations=2)
+    np.testing.assert_array_equal(few, rows[:1].repeat(2, axis=0))
+    assert bool(jnp.all(jnp.isnan(protos.kmeans(key, damaged[1:2], 1, starts=1, iterations=1))))
+
+
 def test_neighbours_are_members_of_the_nearest_prototype():
     rows = jnp.array([[1.0, 0.0], [2.0, 0.2], [0.9, 0.8], [0.0, 1.0], [0.1, 1.0]])
     members = jnp.array([0, 0, 1, 1, 1])
