@@ -18,6 +18,7 @@ study's own settings), `claims` (each `claim, kind, better, worse, metric, margi
 import contextlib
 import itertools
 import pathlib
+import time
 import zipfile
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -156,10 +157,18 @@ def _runner(study: Study, jitted: Any, size: int) -> Callable[[list[tuple[Any, .
     """
     stack = lambda *leaves: jax.numpy.stack(leaves)
     if size > 1 and jitted is not None:
-        return lambda given: jax.tree.map(np.asarray, jitted(*jax.tree.map(stack, *given)))
+        return lambda given: _fetched(jitted(*jax.tree.map(stack, *given)))
     one = study.run if jitted is None else jitted
     join = lambda *leaves: np.stack(leaves)
-    return lambda given: jax.tree.map(join, *(jax.tree.map(np.asarray, one(*own)) for own in given))
+    return lambda given: jax.tree.map(join, *(_fetched(one(*own)) for own in given))
+
+
+def _fetched(tree: Any) -> Any:
+    """What a program computes, as numpy. Python hears no signal while it waits inside of jax."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    while not all(array.is_ready() for array in arrays):
+        time.sleep(0.02)
+    return jax.tree.map(np.asarray, tree)
 
 
 def _measured(study: Study, jitted: Any, size: int, key: jax.Array) -> dict[str, list[str]]:
@@ -188,9 +197,9 @@ def _arguments(study: Study, root: pathlib.Path, number: int, key: jax.Array) ->
     path, tree = _prepared(root, number), jax.tree.structure(jax.eval_shape(study.prepare, key))
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        leaves = jax.tree.leaves(jax.jit(study.prepare)(key))
+        leaves = jax.tree.leaves(_fetched(jax.jit(study.prepare)(key)))
         with atomic_path(path) as temporary:
-            np.savez(temporary, *map(np.asarray, leaves))
+            np.savez(temporary, *leaves)
     kept = _read(path)
     leaves = [jax.numpy.asarray(kept[f"arr_{i}"]) for i in range(len(kept))]
     return key, jax.tree.unflatten(tree, leaves)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import study as study_config
 from experiments import studies
-from jaxreward.training.exits import ConfigError, StorageError
+from jaxreward.training.exits import ConfigError, Interrupted, StorageError
 
 CALLS = []
 
@@ -148,6 +148,38 @@ def test_a_damaged_file_is_named(tmp_path, folder, damage):
     path.unlink()
     studies.run(own, str(tmp_path))
     assert read(tmp_path)["results"] == before
+
+
+def long_program(key):
+    """A tenth of a second, of products, since a loop over a number runs before its call returns."""
+    step = lambda x, _: (jnp.sin(x @ x), None)
+    return jax.lax.scan(step, jax.random.normal(key, (60, 60)), length=2000)[0][0, 0]
+
+
+def make_long_run(config):
+    return studies.Study(lambda key: {"low": {"score": long_program(key)}})
+
+
+def make_long_preparation(config):
+    return studies.Study(lambda key, given: {"low": {"score": given}}, prepare=long_program)
+
+
+@pytest.mark.parametrize("make", ["make_long_run", "make_long_preparation"])
+def test_a_signal_is_heard_while_a_program_runs(tmp_path, monkeypatch, make):
+    """The process waits in Python, where a signal's exception can be raised, not inside of jax."""
+
+    def interrupt(seconds):
+        raise Interrupted("came while the program ran")
+
+    own = config(seeds=1, seeds_at_a_time=1)
+    own.study.fn, own.claims = f"test_studies:{make}", {}
+    with monkeypatch.context() as patch:
+        patch.setattr(studies.time, "sleep", interrupt)
+        with pytest.raises(Interrupted):
+            studies.run(own, str(tmp_path))
+    assert not list(tmp_path.rglob("*.npz"))
+    studies.run(own, str(tmp_path))
+    assert read(tmp_path)["results"]["low"]["score"]["mean"] is not None
 
 
 def make_ticking(config):
