@@ -13,7 +13,8 @@ What a verifier does with a text happens in a worker. The trainer's process hand
 data: it measures, hashes and sends them as JSON, and reads back JSON (never pickle). Verdicts
 are taken to be deterministic, so real ones are cached; workers run with a fixed hash seed.
 
-POSIX only. Workers die with the trainer, also when it is killed.
+POSIX only. Workers die with the trainer, also when it is killed, and so does what they start,
+but for processes that put themselves into a session of their own.
 """
 
 import hashlib

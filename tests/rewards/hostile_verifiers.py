@@ -1,6 +1,8 @@
 """Verifiers that misbehave, for the workers of a pool under test."""
 
+import builtins
 import ctypes
+import json
 import math
 import os
 import signal
@@ -35,6 +37,20 @@ def hang_with_a_child(response: str, answer: str) -> float:
 
 def raises(response: str, answer: str) -> float:
     raise RuntimeError(f"no verdict on {response}")
+
+
+class _Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def raises_without_words(response: str, answer: str) -> float:
+    raise _Wordless
+
+
+def changes_modules(response: str, answer: str) -> float:
+    builtins.float = builtins.isinstance = json.dumps = None
+    return math.nan
 
 
 def sys_exit(response: str, answer: str) -> float:

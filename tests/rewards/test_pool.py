@@ -62,6 +62,8 @@ def _check_others(verdicts, hostile: dict[int, str]) -> None:
         ("tower", "timeout"),
         ("hang_ignoring_sigterm", "timeout"),
         ("raises", "raised"),
+        ("raises_without_words", "raised"),
+        ("changes_modules", "non_finite"),
         ("sys_exit", "raised"),
         ("recurse", "raised"),
         ("allocate", "raised"),
