@@ -49,7 +49,7 @@ def raises_without_words(response: str, answer: str) -> float:
 
 
 def changes_modules(response: str, answer: str) -> float:
-    builtins.float = builtins.isinstance = json.dumps = None
+    builtins.float = json.dumps = None
     return math.nan
 
 
