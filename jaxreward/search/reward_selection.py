@@ -73,7 +73,7 @@ def prompt_weights(
     """Weights for prompts that belong to categories with the given probabilities.
 
     Args:
-      membership: of each prompt.
+      membership: of each prompt; one that belongs to none gets 1 throughout, the authors' "none".
       weights: of the rewards by category.
       as_released: `COMMAND_LINE` for every prompt: the authors' optimisation does not read their
         table.
@@ -82,7 +82,8 @@ def prompt_weights(
       ValueError: `as_released` with other than four rewards.
     """
     if not as_released:
-        return membership @ weights
+        known = jnp.any(membership > 0, axis=-1, keepdims=True)
+        return jnp.where(known, membership @ weights, 1.0)
     count = weights.shape[1]
     if count != len(COMMAND_LINE):
         raise ValueError(f"as_released with {count} rewards; allowed are {len(COMMAND_LINE)}")

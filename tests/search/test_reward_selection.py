@@ -64,8 +64,10 @@ def test_a_missing_score_takes_no_part(key):
 
 def test_prompts_mix_categories():
     table = jnp.array([[2.0, 0.0], [0.5, 1.5]])
-    mixed = selection.prompt_weights(jnp.array([[1.0, 0.0], [0.5, 0.5]]), table)
-    np.testing.assert_allclose(mixed, [[2.0, 0.0], [1.25, 0.75]])
+    mixed = selection.prompt_weights(jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]), table)
+    np.testing.assert_allclose(mixed, [[2.0, 0.0], [1.25, 0.75], [1.0, 1.0]])
+    unknown = selection.prompt_weights(jnp.zeros(2), table)
+    np.testing.assert_array_equal(unknown, selection.AS_RELEASED["none"][:2])
 
 
 def test_released_optimisation_does_not_read_the_table():
