@@ -8,6 +8,10 @@ Task: an unconditional 20-step generator of scikit-learn's 8x8 digits and four r
 digit, drawn thick: a twentieth of the samples). The reward is a classifier's probability, rounded
 to twentieths, plus Gaussian noise; every arm has 600 sampler calls a wish, `ddpo_equal_cost` as
 many as cost the same with its scoring and backward passes. One policy for each wish.
+Variant `own`: a reward of your own, `--config.study.reward=module:function`, `(image, label) ->
+number` of one image, float32 [8, 8, 1] in [-1, 1], and the wanted digit, on the host;
+`jit:module:function` of jax (see `experiments.generator_studies.own_reward`). FIND's settings are
+for rewards of the size of 1.
 
 Found (3 seeds): with the study's stochastic sampler no claim holds. Reward is .056 from base noise,
 .057 with FIND and .975 with DDPO on the network: two samples from one initial noise have rewards
@@ -23,24 +27,31 @@ Command: python -m experiments.generate_rl --config=configs/find.py --workdir=DI
 
 import ml_collections
 
+from ml_collections import config_dict
+
 from configs.study import claim, study
 
-VARIANTS = ("", "smoke", "ode")
+VARIANTS = ("", "smoke", "ode", "own", "own_smoke")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg`: "", "ode" (the sampler adds no noise of its own) or "smoke" (seconds)."""
+    """`arg`: "", "ode" (the sampler adds no noise of its own), "own" (the same with your reward),
+    "own_smoke" or "smoke" (seconds)."""
     if arg not in VARIANTS:
-        raise ValueError(f"variant {arg!r}; allowed are 'ode', 'smoke' or none")
-    config = study("find" + ("_ode" if arg == "ode" else ""), _FN, seeds=3)
+        raise ValueError(f"variant {arg!r}; allowed are 'ode', 'own', 'own_smoke', 'smoke' or none")
+    mine, smoke = arg.startswith("own"), arg.endswith("smoke")
+    config = study("find" + ("_ode" if arg == "ode" else "_own" if mine else ""), _FN, seeds=3)
     own = config.study
     own.wishes = (0, 3, 4, 7)  # wanted digits
-    own.levels = 20  # of the reward
-    own.reward_noise = 0.2  # standard deviation
+    if mine:
+        own.reward = config_dict.placeholder(str)  # module:function, or jit:module:function
+    else:
+        own.levels = 20  # of the reward
+    own.reward_noise = 0.0 if mine else 0.2  # standard deviation
     own.calls = 600  # of the sampler, by each arm for each wish
     own.fresh = 400  # samples that are judged
     own.sampler_steps = 20
-    own.eta = 0.0 if arg == "ode" else 1.0  # of the sampler whose noise is learned
+    own.eta = 0.0 if mine or arg == "ode" else 1.0  # of the sampler whose noise is learned
     own.devices = 1  # over which the wishes are split
     own.generator = ml_collections.ConfigDict(dict(
         kind="transformer", features=96, layers=2, heads=2, patch=8, guidance=False,
@@ -49,7 +60,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     own.arms = _arms()
     _claims(config.claims)
     config.show = ("reward", "judge", "diversity/kept", "prior/mean_abs", "reward/decided_by_noise")
-    if arg == "smoke":
+    if mine:
+        config.show = ("reward", "judge", "diversity/kept", "reward/missing")
+    if smoke:
         config.seeds = config.seeds_at_a_time = 1
         own.generator.update(dict(features=16, layers=1, steps=4, batch=8))
         own.wishes, own.calls, own.fresh, own.sampler_steps = (0, 7), 16, 8, 3

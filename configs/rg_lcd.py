@@ -7,6 +7,10 @@ preferences online does not.
 Task: scikit-learn's 8x8 digits as 48 principal components, the class as the prompt. The reward is
 a classifier's log-probability plus a bonus for checkerboard energy, the flaw. Judged by another
 classifier, by the Frechet distance of its features to unseen digits, and by checkerboard energy.
+Variant `own`: a reward of your own, `--config.study.reward=module:function`, `(image, label) ->
+number` of one image, float32 [8, 8, 1] in [-1, 1], on the host, from which proxies learn;
+`jit:module:function` of jax, which direct guidance needs (`own_direct`; see
+`experiments.generator_studies.own_reward`).
 
 Found (5 seeds): direct guidance raises the flawed reward most (2.24 [2.08, 2.40]) and moves far from
 real digits (Frechet distance 77 against 4.5 without a reward). The proxy raises the true score of
@@ -19,17 +23,24 @@ Command: python -m experiments.generate_rl --config=configs/rg_lcd.py --workdir=
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs.study import claim, study
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg`: "" or "smoke" (seconds)."""
-    if arg not in ("", "smoke"):
-        raise ValueError(f"variant {arg!r}; allowed are 'smoke' or none")
-    config = study("rg_lcd", "experiments.generator_studies.rg_lcd:study", seeds=5)
+    """`arg`: "", "own" (your reward), "own_direct" (one that can be differentiated), or each of
+    them as "smoke", "own_smoke", "own_direct_smoke" (seconds)."""
+    if arg not in VARIANTS:
+        raise ValueError(f"variant {arg!r}; allowed are {', '.join(VARIANTS[1:])} or none")
+    name, smoke = arg.removesuffix("smoke").strip("_"), arg.endswith("smoke")
+    method = "rg_lcd" + (f"_{name}" if name else "")
+    config = study(method, "experiments.generator_studies.rg_lcd:study", seeds=5)
     own = config.study
-    own.flaw = 5.0  # nats for a full checkerboard
+    if name:
+        own.reward = config_dict.placeholder(str)  # module:function, or jit:module:function
+    else:
+        own.flaw = 5.0  # nats for a full checkerboard
     own.fresh = 100  # samples of each class that are judged
     own.sampling_steps = 2
     own.sampling_guidance = 1.0
@@ -47,19 +58,37 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     own.arms = _arms()
     _claims(config.claims)
     config.show = ("reward/flawed", "score/true", "score/accuracy", "frechet", "checkerboard")
-    if arg == "smoke":
+    if name:
+        _take_own_reward(config, direct=name == "own_direct")
+    if smoke:
         config.seeds = config.seeds_at_a_time = 1
         own.generator.update(dict(features=16, layers=1, steps=4, batch=8))
         own.distillation.update(dict(steps=2, batch=8))
         own.proxy.update(dict(pretraining=4, batch=8))
         own.fresh = 8
-        for name in ("direct_beta_01", "direct_beta_3", "proxy_beta_01", "proxy_beta_3"):
+        for name in [name for name in own.arms if "_beta_" in name]:
             del own.arms[name]
         for name in ("proxy", "proxy_smooth", "proxy_all_rows"):
             own.arms[name].rows = 2
         del own.arms["proxy_all_rows"]
-        del config.claims["more_flaw"]
+        if "more_flaw" in config.claims:
+            del config.claims["more_flaw"]
     return config
+
+
+def _take_own_reward(config: ml_collections.ConfigDict, direct: bool) -> None:
+    """Claims and metrics on any reward; without the arms that differentiate it unless `direct`."""
+    del config.claims["more_flaw"]
+    config.claims.direct.update(
+        claim="direct guidance raises the reward most", metric="reward/own"
+    )
+    if not direct:
+        for name in ("direct", "direct_beta_01", "direct_beta_3"):
+            del config.study.arms[name]
+        for name in ("direct", "exploits"):
+            del config.claims[name]
+    config.claims.reward = claim("the proxy raises the reward of LCM", "proxy", "lcm", "reward/own")
+    config.show = ("reward/own", "reward/missing", "score/true", "score/accuracy", "frechet")
 
 
 def _arms() -> ml_collections.ConfigDict:
@@ -75,6 +104,7 @@ def _arms() -> ml_collections.ConfigDict:
     return arms
 
 
+VARIANTS = ("", "smoke", "own", "own_smoke", "own_direct", "own_direct_smoke")
 ROWS = 10
 """Of the batch of 32: three candidates each need as many reward calls as direct guidance."""
 

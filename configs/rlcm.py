@@ -6,6 +6,9 @@ sampler reach a reward with far fewer network calls than the same through the te
 
 Task: scikit-learn's 8x8 digits, the class as the prompt; reward: bytes that zlib saves, a black
 box (variants "ink" and "class": other rewards). Each seed trains its teacher and distils it.
+A reward of your own: `--config.study.reward=module:function`, `(image, label) -> number` of one
+image, float32 [8, 8, 1] in [-1, 1], on the host; `jit:module:function` of jax (see
+`experiments.generator_studies.own_reward`).
 
 Found (3 seeds): at equal network calls RLCM gains 24.9 [15.8, 33.9] bytes more than DDPO with 4 steps
 and 36.3 [26.4, 46.2] with 2; it comes to DDPO's final reward with 115,000 [62,000, 168,000] calls less.
@@ -31,7 +34,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.seeds = 3
     config.seeds_at_a_time = 3
     config.study = ml_collections.ConfigDict(dict(fn="experiments.generator_studies.rlcm:study"))
-    config.study.reward = REWARDS[arg]
+    config.study.reward = REWARDS[arg]  # or module:function, or jit:module:function
     config.study.iterations = 60
     config.study.prompts_per_step = 10  # each class once; more start with the first again
     config.study.devices = 1  # over which the samples are split

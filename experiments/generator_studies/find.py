@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from experiments import generator_checks
 from experiments.generator_figures import CURVE_PANELS
-from experiments.generator_studies import devices, digits
+from experiments.generator_studies import devices, digits, own_reward
+from experiments.generator_studies.find_report import compare, correlation, draw, measure
 from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
 from jaxreward.losses.regularization import penalized
@@ -32,6 +33,8 @@ SHAPE = (digits.SIDE, digits.SIDE, 1)
 SIZE = digits.SIDE**2
 KINDS = ("base", "best_of_n", "noise", "network")
 LEARNING = ("noise", "network")
+MISSING = "reward/missing"
+"""Metric: how many of the rewards that an arm learned or searched by do not exist, of all wishes."""
 SHOWN = 3
 """Images of each wish in the figure."""
 
@@ -43,7 +46,7 @@ class Task(NamedTuple):
       generator: knows digits, and is never told which one is wanted.
       eta: of its stochastic sampler.
       times: of the sampler, descending.
-      reward: `(images [..., H, W, C], prompt) -> [...]`, a black box without noise.
+      reward: `(images [..., H, W, C], prompt) -> [...]`, a black box without noise; NaN where missing.
       judge: the same attribute by a classifier that no reward looks at, as a probability.
     """
 
@@ -74,7 +77,7 @@ def study(config: ml_collections.ConfigDict) -> Study:
         probability = [
             lambda images, prompt, own=own: attribute(own, bounds, images, prompt) for own in fits
         ]
-        reward = lambda images, prompt: quantized(probability[0](images, prompt), settings.levels)
+        reward = make_reward(settings, probability[0])
         times = consistency.grid(settings.sampler_steps)
         task = Task(generator, settings.eta, times, reward, probability[1])
         found = {}
@@ -83,7 +86,7 @@ def study(config: ml_collections.ConfigDict) -> Study:
                 jax.random.fold_in(keys[3], i), task, arm, settings, prompt, mesh, tick
             )
             each, images = devices.vmap_over(mesh, one)(wanted, jnp.arange(len(wanted)))
-            found[name] = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), each)
+            found[name] = {metric: over_wishes(metric)(own, axis=0) for metric, own in each.items()}
             found[name]["samples/after"] = images[:, :SHOWN].reshape((-1,) + images.shape[2:])
         return compare(found)
 
@@ -109,6 +112,18 @@ def attribute(classifier: Any, bounds: Array, images: Array, prompt: Array) -> F
     right = jnp.exp(digits.log_prob_of(classifier, digits.flat(images), asked))
     thick = jax.nn.sigmoid((jnp.mean(images, axis=(-3, -2, -1)) - bounds[prompt]) / 0.03)
     return right * thick
+
+
+def make_reward(settings: ml_collections.ConfigDict, probability: Callable) -> own_reward.Reward:
+    """The probability in steps, or a user's own reward of the image and the wanted class."""
+    if "reward" in settings:
+        return own_reward.make(settings.reward)
+    return lambda images, prompt: quantized(probability(images, prompt), settings.levels)
+
+
+def over_wishes(metric: str) -> Callable[..., Array]:
+    """How one number is made of those of the wishes: a curve may miss some of their rewards."""
+    return jnp.sum if metric == MISSING else jnp.nanmean if metric.startswith("curve/") else jnp.mean
 
 
 def quantized(value: Float[Array, "..."], levels: int) -> Float[Array, "..."]:
@@ -145,6 +160,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             check.choice(config, f"{path}.old", ("behaviour", "recomputed"))
         if arm.kind in LEARNING:
             check.in_range(config, f"{path}.batch", 1, affordable(arm, config.study))
+    if "reward" in config.study:
+        own_reward.check(config)
 
 
 def run_arm(
@@ -169,7 +186,8 @@ def run_arm(
         params, curves = best_of_n(of_training, task, arm, settings, prompt)
         total = accounting.times(spent(arm, settings), settings.calls)
     images = policy.sample(params, of_noise, asked, settings.fresh).outputs[0]
-    found = {**measure(task, images, prompt), **curves, **accounting.as_metrics(total)}
+    judged = measure(images, task.reward(images, prompt), task.judge(images, prompt))
+    found = {**judged, **curves, **accounting.as_metrics(total)}
     if not on_network:
         found["prior/mean_abs"] = jnp.mean(jnp.abs(params.mean))
         found["prior/std"] = jnp.mean(params.std)
@@ -226,8 +244,11 @@ def train(
     prompt: Array,
     mesh: Any = None,
     tick: Callable[[], None] = lambda: None,
-) -> tuple[Any, dict[str, Float[Array, "iterations"]]]:
-    """Parameters after `samples(arm, settings)` samples, and the curves of training."""
+) -> tuple[Any, dict[str, Array]]:
+    """Parameters after `samples(arm, settings)` samples, and the curves of training.
+
+    An iteration of which no reward came repeats the reward of the one before.
+    """
     start, iteration = make_iteration(policy, task, arm, settings, prompt, mesh)
     count = samples(arm, settings) // arm.batch
 
@@ -236,10 +257,11 @@ def train(
         return iteration(carry)
 
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        (state, _), (reward, judged) = jax.lax.scan(counted, start(key), length=count)
+        (state, _), (reward, seen) = jax.lax.scan(counted, start(key), length=count)
     paid = accounting.cost(spent(arm, settings)) * arm.batch
     budget = paid * jnp.arange(1.0, count + 1.0)
-    return state.params, {"curve/budget": budget, "curve/reward": reward, "curve/trusted": judged}
+    curves = {"curve/budget": budget, "curve/reward": own_reward.carried(reward)}
+    return state.params, {**curves, "curve/trusted": seen[0], MISSING: jnp.sum(seen[1])}
 
 
 def make_iteration(
@@ -253,7 +275,7 @@ def make_iteration(
     """The start `(key) -> carry` and one iteration: sampling, reward, credit and update.
 
     The iteration maps a carry (state and remembered rollouts) to the next, and to the mean clean
-    reward and the judge's mean.
+    reward and (the judge's mean, the number of rewards that are missing).
     """
     on_noise = arm.kind == "noise"
     kept = arm.buffer if on_noise else 1
@@ -278,8 +300,8 @@ def make_iteration(
         inputs = prior_inputs(policy, state.params, used.trajectories) if on_noise else {}
         rows = used.trajectories.mask[:, :, 0]
         signal = make_signal(used.rewards, rows, trajectories=used.trajectories, **inputs)
-        judged = task.judge(trajectories.outputs, prompt)
-        return (place(step.update(state, signal)[0]), past), (jnp.nanmean(clean), jnp.mean(judged))
+        seen = jnp.mean(task.judge(trajectories.outputs, prompt)), own_reward.missing(clean)
+        return (place(step.update(state, signal)[0]), past), (jnp.nanmean(clean), seen)
 
     return start, iteration
 
@@ -363,7 +385,7 @@ def make_optimizer(arm: ml_collections.ConfigDict) -> optax.GradientTransformati
 
 def best_of_n(
     key: jax.Array, task: Task, arm: Any, settings: ml_collections.ConfigDict, prompt: Array
-) -> tuple[NoisePrior, dict[str, Float[Array, "calls"]]]:
+) -> tuple[NoisePrior, dict[str, Array]]:
     """All weight on the noise whose one image got the highest noisy reward; the search's curves."""
     policy = noise_policy(task)
     tried = policy.sample(policy.init(key), key, _prompts(), settings.calls)
@@ -374,6 +396,7 @@ def best_of_n(
         "curve/budget": accounting.cost(spent(arm, settings)) * jnp.arange(1.0, settings.calls + 1.0),
         "curve/reward": clean[order],
         "curve/trusted": task.judge(tried.outputs, prompt)[0, order],
+        MISSING: own_reward.missing(clean),
     }
     return NoisePrior(tried.actions[:, order[-1]], jnp.zeros((1, *SHAPE))), curves
 
@@ -385,24 +408,6 @@ def _class_prompt() -> diffusion.Condition:
 
 def _prompts() -> NoisePrompts:
     return NoisePrompts(jnp.zeros((1,), jnp.int32), _class_prompt())
-
-
-# Measurement
-
-
-def measure(task: Task, images: Array, prompt: Array) -> dict[str, Any]:
-    """Clean reward, judge and diversity of fresh images."""
-    reward = task.reward(images, prompt)
-    flat = digits.flat(images)
-    square = jnp.sum(jnp.square(flat), axis=1)
-    square = square[:, None] + square[None, :] - 2.0 * flat @ flat.T
-    distance = jnp.sqrt(jnp.maximum(square, 0.0))
-    return {
-        "reward": jnp.mean(reward),
-        "judge": jnp.mean(task.judge(images, prompt)),
-        "diversity": _pairs(distance, jnp.ones_like(reward)),
-        "diversity/of_successes": _pairs(distance, reward),
-    }
 
 
 def decided_by_noise(
@@ -417,33 +422,4 @@ def decided_by_noise(
     one = lambda i: task.reward(
         generate(task, jax.random.fold_in(key, i), noise, condition), prompt
     )
-    first, second = jax.lax.map(one, jnp.arange(1, 3))
-    first, second = (x - jnp.mean(x) for x in (first, second))
-    spread = jnp.sqrt(jnp.mean(jnp.square(first)) * jnp.mean(jnp.square(second)))
-    return jnp.mean(first * second) / jnp.maximum(spread, 1e-6)
-
-
-def _pairs(distance: Float[Array, "N N"], weights: Float[Array, "N"]) -> Float[Array, ""]:
-    """Mean distance of different samples, each counted by its weight."""
-    both = weights[:, None] * weights[None, :] * (1.0 - jnp.eye(len(weights)))
-    return jnp.sum(both * distance) / jnp.maximum(jnp.sum(both), 1e-6)
-
-
-def compare(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Adds gains over the base noise."""
-    base = found["base"]
-    for own in found.values():
-        own["gain"] = own["reward"] - base["reward"]
-        own["diversity/kept"] = own["diversity"] / base["diversity"]
-        own["samples/before"] = base["samples/after"]
-    return found
-
-
-def draw(config: ml_collections.ConfigDict, found, results, axes) -> None:
-    """Clean reward of fresh samples against what was spent, a point for each arm and seed."""
-    del config, results
-    for name, own in found.items():
-        axes.plot(own["spent/cost"], own["reward"], "o", label=name, alpha=0.7)
-    axes.set_xlabel("network calls, a backward pass as two")
-    axes.set_ylabel("clean reward of fresh samples")
-    axes.legend(fontsize=7)
+    return correlation(*jax.lax.map(one, jnp.arange(1, 3)))

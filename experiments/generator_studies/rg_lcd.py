@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from experiments import generator_checks
 from experiments.generator_figures import CURVE_PANELS
-from experiments.generator_studies import digits
+from experiments.generator_studies import digits, own_reward
 from experiments.studies import Study
+from jaxreward import masked
 from jaxreward.losses import denoising
 from jaxreward.networks import diffusion
 from jaxreward.policies import consistency, flow
@@ -55,7 +56,7 @@ class Task(NamedTuple):
       judge: another classifier, on data that no reward has seen.
       proxy: the latent proxy after its pretraining.
       real: features by the judge of digits that no generator has seen.
-      flaw: weight of the checkerboard bonus.
+      reward: of flat pixels and their classes, which is distilled for; NaN where missing.
     """
 
     codec: Codec
@@ -65,7 +66,7 @@ class Task(NamedTuple):
     judge: Any
     proxy: Any
     real: Float[Array, "N D"]
-    flaw: float
+    reward: own_reward.Reward
 
 
 def study(config: ml_collections.ConfigDict) -> Study:
@@ -90,7 +91,8 @@ def study(config: ml_collections.ConfigDict) -> Study:
         ]
         proxy = pretrain_proxy(keys[3], latents, settings.proxy)
         real = digits.features(judge, digits.flat(unseen))
-        task = Task(codec, teacher, latents, classifier, judge, proxy, real, settings.flaw)
+        reward = make_reward(settings, classifier)
+        task = Task(codec, teacher, latents, classifier, judge, proxy, real, reward)
         found = {}
         for arm, betas in groups:
             one = lambda beta, arm=arm: run_arm(*keys[4:], task, arm, beta, settings, tick)
@@ -114,12 +116,13 @@ def study(config: ml_collections.ConfigDict) -> Study:
 def side_by_side(arms: ml_collections.ConfigDict) -> list[tuple[Any, dict[str, float]]]:
     """Arms that differ in the reward's weight alone, to be run as one: an arm, weight by name.
 
-    Distillation alone is direct guidance of weight 0.
+    Distillation alone is direct guidance of weight 0, where there is some.
     """
+    direct = any(arm.kind == "direct" for arm in arms.values())
     groups: dict[tuple, tuple[Any, dict[str, float]]] = {}
     for name, arm in arms.items():
         own = dict(arm.items())
-        if arm.kind == "lcm":
+        if arm.kind == "lcm" and direct:
             own = dict(kind="direct", beta=0.0)
         beta = own.pop("beta", 0.0)
         key = tuple(sorted(own.items()))
@@ -156,6 +159,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if arm.kind == "proxy":
             check.choice(config, f"study.arms.{name}.labels", denoising.LABELS)
             check.in_range(config, f"study.arms.{name}.rows", 1, own.distillation.batch)
+    if "reward" in own:
+        own_reward.check(config, [name for name, arm in own.arms.items() if arm.kind == "direct"])
 
 
 # Latents
@@ -192,11 +197,24 @@ def checkerboard_energy(flat: Float[Array, "N F"]) -> Float[Array, "N"]:
     return jnp.mean(jnp.square(blocks / 4.0), axis=(1, 2))
 
 
-def flawed_reward(task: Task, latents: Array, labels: Int[Array, "N"]) -> Float[Array, "N"]:
-    """Log-probability of the class, and a bonus for checkerboards that nobody meant."""
-    flat = decode(task.codec, latents)
-    honest = digits.log_prob_of(task.classifier, flat, labels)
-    return honest + task.flaw * checkerboard_energy(flat)
+def make_reward(settings: ml_collections.ConfigDict, classifier: Any) -> own_reward.Reward:
+    """Of flat pixels: a user's own, or log-probability of the class and a bonus for checkerboards
+    that nobody meant."""
+    if "reward" in settings:
+        own, shape = own_reward.make(settings.reward), (-1, *own_reward.IMAGE)
+        return lambda flat, labels: own(flat.reshape(shape), labels)
+    honest = lambda flat, labels: digits.log_prob_of(classifier, flat, labels)
+    return lambda flat, labels: honest(flat, labels) + settings.flaw * checkerboard_energy(flat)
+
+
+def score(task: Task, latents: Array, labels: Int[Array, "N"]) -> Float[Array, "N"]:
+    """The reward of latents."""
+    return task.reward(decode(task.codec, latents), labels)
+
+
+def reward_name(settings: ml_collections.ConfigDict) -> str:
+    """The metric of the reward that is distilled for."""
+    return "reward/own" if "reward" in settings else "reward/flawed"
 
 
 def proxy_cosine(params: Any, latents: Array, labels: Int[Array, "N"]) -> Float[Array, "N"]:
@@ -253,15 +271,17 @@ def train(
     of_proxy = optax.adam(own.learning_rate)
 
     def reward(proxy: Any, latents: Array, labels: Array) -> Array:
-        if arm.kind == "proxy":
-            return proxy_cosine(proxy, latents, labels)
-        return flawed_reward(task, latents, labels)
+        if arm.kind == "direct":
+            return score(task, latents, labels)
+        known = arm.kind == "proxy"
+        return proxy_cosine(proxy, latents, labels) if known else jnp.zeros(labels.shape)
 
-    def proxy_loss(proxy: Any, candidates: list[Array], labels: Array) -> Array:
-        columns = lambda score: jnp.stack([score(z, labels) for z in candidates], axis=1)
-        expert = own.expert_scale * columns(lambda z, y: flawed_reward(task, z, y))
-        ours = own.logit_scale * columns(lambda z, y: proxy_cosine(proxy, z, y))
-        return denoising.proxy_preference_loss(expert, ours, labels=arm.labels)
+    def columns(one: Callable, candidates: list[Array], labels: Array) -> Array:
+        return jnp.stack([one(z, labels) for z in candidates], axis=1)
+
+    def proxy_loss(proxy: Any, expert: Array, candidates: list[Array], labels: Array) -> Array:
+        ours = columns(lambda z, y: proxy_cosine(proxy, z, y), candidates, labels)
+        return preference_loss(own.expert_scale * expert, own.logit_scale * ours, arm.labels)
 
     def step(state, i: Array):
         tick()
@@ -274,9 +294,10 @@ def train(
         def loss(p):
             found = one(p, average, of_loss, z, condition)
             rewards = reward(proxy, found.student, y)
-            return denoising.reward_guided(found, rewards, beta), found
+            mean = masked.mean(rewards, jnp.isfinite(rewards))
+            return denoising.reward_guided(found, mean[None], beta), (found, rewards)
 
-        (_, found), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (found, asked)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
             updates, opt_state = optimizer.update(grads, opt_state)
             params = optax.apply_updates(params, updates)
@@ -284,10 +305,12 @@ def train(
             if arm.kind == "proxy":  # candidates from before the student's update
                 student = jax.lax.stop_gradient(found.student)
                 candidates = [part[: arm.rows] for part in (student, found.target, z)]
-                grads = jax.grad(proxy_loss)(proxy, candidates, y[: arm.rows])
+                rows = candidates, y[: arm.rows]
+                asked = columns(lambda z, y: score(task, z, y), *rows)
+                grads = jax.grad(proxy_loss)(proxy, asked, *rows)
                 updates, proxy_state = of_proxy.update(grads, proxy_state)
                 proxy = optax.apply_updates(proxy, updates)
-        seen = measure_batch(task, found.student, y)
+        seen = *measure_batch(task, found.student, y), own_reward.missing(asked)
         return (params, average, opt_state, proxy, proxy_state), seen
 
     student = task.teacher.params
@@ -296,14 +319,25 @@ def train(
     return params, proxy, curves
 
 
+def preference_loss(
+    expert: Float[Array, "B K"], ours: Float[Array, "B K"], labels: str
+) -> Float[Array, ""]:
+    """`denoising.proxy_preference_loss` of the rows whose candidates all have a score."""
+    whole = jnp.all(jnp.isfinite(expert), axis=1, keepdims=True)
+    expert, ours = (jnp.where(whole, logits, 0.0) for logits in (expert, ours))
+    all_rows = denoising.proxy_preference_loss(expert, ours, labels=labels)
+    return all_rows * (len(whole) / jnp.maximum(masked.count(whole), 1.0))
+
+
 def spent(arm: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> Spent:
     """What one step of distillation spends: student, target, the teacher twice for guidance.
 
     A reward that is differentiated sees every row; one that teaches a proxy sees three candidates
-    of each of the proxy's rows. Weight 0 needs none, but counts as run here.
+    of each of the proxy's rows. Weight 0 needs none, but counts as run here: none where no arm
+    differentiates the reward.
     """
     batch = settings.distillation.batch
-    judged = 3 * arm.rows if arm.kind == "proxy" else batch
+    judged = 3 * arm.rows if arm.kind == "proxy" else batch * (arm.kind == "direct")
     return Spent(4 * batch, decodes=judged, reward_calls=judged, backward_calls=batch)
 
 
@@ -328,19 +362,21 @@ def run_arm(
         denoise = lambda x, t: digits.guided_denoise(task.teacher)(x, t, condition)
         times = jnp.append(jnp.asarray(consistency.grid(arm.steps)), 0.0)
         images = flow.ddim(of_noise, denoise, digits.SCHEDULE, x, times)
-        return {**measure(task, images, labels), "calls/to_sample": jnp.float32(2 * arm.steps)}
+        found = measure(task, images, labels, reward_name(settings))
+        return {**found, "calls/to_sample": jnp.float32(2 * arm.steps)}
     params, proxy, curves = train(key, task, arm, beta, settings, tick)
     function = lambda x, t: task.teacher.function(params, x, t, condition)
     times = consistency.grid(settings.sampling_steps)
     images = consistency.sample(of_noise, function, digits.SCHEDULE, x, times)
     used, steps = spent(arm, settings), settings.distillation.steps
     found = {
-        **measure(task, images, labels),
+        **measure(task, images, labels, reward_name(settings)),
         **accounting.as_metrics(accounting.times(used, steps)),
         "calls/to_sample": jnp.float32(len(times)),
         "curve/budget": accounting.cost(used) * jnp.arange(1.0, steps + 1.0),
         "curve/reward": curves[0],
         "curve/trusted": curves[1],
+        "reward/missing": jnp.sum(curves[2]),
     }
     if arm.kind == "proxy":
         found["reward/proxy"] = jnp.mean(proxy_cosine(proxy, images, labels))
@@ -348,16 +384,16 @@ def run_arm(
 
 
 def measure_batch(task: Task, latents: Array, labels: Array) -> tuple[Array, Array]:
-    """Mean flawed reward and mean true score, during training at all noise levels."""
+    """Mean reward and mean true score, during training at all noise levels."""
     truth = digits.log_prob_of(task.judge, decode(task.codec, latents), labels)
-    return jnp.mean(flawed_reward(task, latents, labels)), jnp.mean(truth)
+    return jnp.nanmean(score(task, latents, labels)), jnp.mean(truth)
 
 
-def measure(task: Task, latents: Array, labels: Array) -> dict[str, Any]:
-    """Flawed reward, true score by the judge, distance to real digits, checkerboard energy."""
+def measure(task: Task, latents: Array, labels: Array, reward: str) -> dict[str, Any]:
+    """The reward, by its name, true score by the judge, distance to real digits, checkerboard energy."""
     flat = decode(task.codec, latents)
     return {
-        "reward/flawed": jnp.mean(flawed_reward(task, latents, labels)),
+        reward: jnp.nanmean(task.reward(flat, labels)),
         "reward/honest_part": jnp.mean(digits.log_prob_of(task.classifier, flat, labels)),
         "score/true": jnp.mean(digits.log_prob_of(task.judge, flat, labels)),
         "score/accuracy": digits.accuracy(task.judge, flat, labels),
@@ -380,9 +416,10 @@ def frechet_distance(a: Float[Array, "N D"], b: Float[Array, "M D"]) -> Float[Ar
 
 def draw(config: ml_collections.ConfigDict, found, results, axes) -> None:
     """What the reward sees against how far the samples are from real ones."""
-    del config, results
+    del results
+    reward = reward_name(config.study)
     for name, own in found.items():
-        axes.plot(own["reward/flawed"].mean(), own["frechet"].mean(), "o", label=name)
-    axes.set_xlabel("flawed reward")
+        axes.plot(own[reward].mean(), own["frechet"].mean(), "o", label=name)
+    axes.set_xlabel(reward.partition("/")[2] + " reward")
     axes.set_ylabel("Frechet distance to real digits")
     axes.legend(fontsize=7)

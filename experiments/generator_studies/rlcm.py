@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from experiments import generator_checks
 from experiments.generator_figures import CURVE_PANELS
-from experiments.generator_studies import devices, digits
+from experiments.generator_studies import devices, digits, own_reward
 from experiments.studies import Study
 from jaxreward.losses.policy import policy_objective
 from jaxreward.losses.relative import relative_objective
@@ -40,13 +40,13 @@ class Task(NamedTuple):
     Attributes:
       generator: the teacher.
       student: parameters of the consistency model.
-      reward: `(images [P, G, H, W, C], labels [P, G]) -> [P, G]`.
+      reward: `(images [P, G, H, W, C], labels [P, G]) -> [P, G]`, NaN where missing.
       judge: parameters of a classifier that no reward looks at.
     """
 
     generator: digits.Generator
     student: Any
-    reward: Callable[[Array, Array], Array]
+    reward: own_reward.Reward
     judge: Any
 
 
@@ -91,7 +91,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ConfigError: naming the key, the value and what is allowed.
     """
     own = config.study
-    check.choice(config, "study.reward", REWARDS)
+    if own_reward.is_own(own.reward):
+        own_reward.check(config)
+    else:
+        check.choice(config, "study.reward", REWARDS + own_reward.FORMS)
     check.choice(config, "study.slow", own.arms)
     check.in_range(config, "study.tracker.min_count", 1, own.tracker.buffer)
     with generator_checks.named("study.generator"):
@@ -117,8 +120,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
             check.positive(config, f"{path}.clip")
 
 
-def make_reward(name: str, classifier: Any) -> Callable[[Array, Array], Array]:
-    """"compressibility" (bytes saved, a black box), "ink" or "class" (log-probability)."""
+def make_reward(name: str, classifier: Any) -> own_reward.Reward:
+    """"compressibility" (bytes saved, a black box), "ink", "class" (log-probability) or a user's."""
+    if own_reward.is_own(name):
+        return own_reward.make(name)
     if name == "compressibility":
         return lambda images, labels: -compressed_bytes(images)
     if name == "ink":
@@ -176,7 +181,8 @@ def train(
         "curve/reward": curves["reward"],
         "curve/trusted": curves["trusted"],
         "curve/budget": accounting.cost(used) * jnp.arange(1.0, settings.iterations + 1.0),
-        "reward/final": jnp.mean(task.reward(images, asked)),
+        "reward/final": jnp.nanmean(task.reward(images, asked)),
+        "reward/missing": jnp.sum(curves["missing"]),
         "policy/log_ratio": jnp.mean(curves["log_ratio"]),
         "class_accuracy": trusted(images, asked),
         "samples/before": before[:, 0],
@@ -191,7 +197,7 @@ def train(
 
 def make_iteration(
     policy: Policy,
-    reward: Callable[[Array, Array], Array],
+    reward: own_reward.Reward,
     arm: ml_collections.ConfigDict,
     settings: ml_collections.ConfigDict,
     trusted: Callable[[Array, Array], Array] | None = None,
@@ -199,7 +205,8 @@ def make_iteration(
     """The start `(key) -> state` and one iteration: sampling, reward, credit and updates.
 
     The iteration maps a state to the next, and to the means of the `reward`, of the absolute
-    `log_ratio` and, where it is given, of what a `trusted` judge says.
+    `log_ratio` and, where it is given, of what a `trusted` judge says, and to how many rewards
+    are `missing`.
     """
     step = make_update_step(
         _loss(policy, arm),
@@ -217,7 +224,8 @@ def make_iteration(
         state, signal = step.credit(state, signal)
         parts = split_prompts(signal, settings.updates)
         state, metrics = jax.lax.scan(step.learn, state, parts)
-        found = {"reward": jnp.nanmean(rewards), "log_ratio": metrics["policy/log_ratio_abs_mean"]}
+        found = {"reward": jnp.nanmean(rewards), "missing": own_reward.missing(rewards)}
+        found["log_ratio"] = metrics["policy/log_ratio_abs_mean"]
         if trusted is not None:
             found["trusted"] = trusted(trajectories.outputs, asked)
         return state, found
@@ -262,7 +270,7 @@ def _by_steps(key: jax.Array, task: Task, params: Any) -> dict[str, Array]:
         x = jax.random.normal(of_start, (len(labels), *SHAPE))
         function = lambda x, t: task.generator.function(params, x, t, digits.condition(labels))
         images = consistency.sample(key, function, digits.SCHEDULE, x, times)
-        found[f"reward/at_{count}_steps"] = jnp.mean(task.reward(images, labels))
+        found[f"reward/at_{count}_steps"] = jnp.nanmean(task.reward(images, labels))
     return found
 
 
@@ -286,8 +294,11 @@ def compare(found: dict[str, dict[str, Any]], settings: ml_collections.ConfigDic
 
 
 def _smooth(curve: Float[Array, "steps"], window: int = 5) -> Float[Array, "steps"]:
-    """Mean of the last `window` entries up to each."""
-    total = jnp.cumsum(curve)
-    before = jnp.concatenate([jnp.zeros((min(window, len(curve)),)), total[:-window]])
-    count = jnp.minimum(jnp.arange(len(curve)) + 1, window).astype(jnp.float32)
-    return (total - before) / count
+    """Mean of the last `window` entries up to each; NaN where there are none but NaN."""
+    there = jnp.isfinite(curve)
+
+    def last(values: Float[Array, "steps"]) -> Float[Array, "steps"]:
+        total = jnp.cumsum(values)
+        return total - jnp.concatenate([jnp.zeros((min(window, len(curve)),)), total[:-window]])
+
+    return last(jnp.where(there, curve, 0.0)) / last(there.astype(jnp.float32))

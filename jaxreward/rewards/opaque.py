@@ -35,10 +35,26 @@ class HostReward(NamedTuple):
       score: `(*arguments [*batch, ...]) -> float32 [*batch]`, NaN where missing; under `jit` and
         `vmap`, without gradient (differentiating it raises).
       missing: `() -> {cause: count}` since it was built, all of `CAUSES`.
+      function: the score of one sample that it was built from.
     """
 
     score: Callable[..., Array]
     missing: Callable[[], dict[str, int]]
+    function: Callable[..., Any]
+
+
+class Found(NamedTuple):
+    """What a score says of one sample.
+
+    Attributes:
+      value: a finite float, or NaN where it is missing.
+      cause: one of `CAUSES` where it is missing, else empty.
+      detail: the same in words.
+    """
+
+    value: float
+    cause: str = ""
+    detail: str = ""
 
 
 def on_host(
@@ -47,9 +63,10 @@ def on_host(
     """A black box of one sample as a reward of batches.
 
     Args:
-      score: of one sample, `(*arguments) -> number`, of numpy arrays; pure, since it may be called
-        once more or once less than the program says. Not called from two threads at once unless
-        one has run out of time.
+      score: of one sample, `(*arguments) -> number`, of numpy arrays that are its own to write to,
+        and numpy scalars where an argument has no axes; pure, since it may be called once more or
+        once less than the program says. Not called from two threads at once unless one has run
+        out of time.
       axes: number of axes that one sample has in each argument, such as 3 for an image and 0 for
         a label; the axes before them are the batch's, the same in all.
       timeout_s: of one sample, in seconds; None waits for ever. What has run out of time goes on in
@@ -66,12 +83,14 @@ def on_host(
     if timeout_s is not None:
         check_number("timeout_s", timeout_s, lambda v: v > 0, "> 0 or None")
     counts: Counter[str] = Counter()
+    alone = threading.Lock()  # a program may reach two of its callbacks at once
 
     def on_batch(*arguments: Any) -> np.ndarray:
-        parts = [np.asarray(argument) for argument in arguments]
+        parts = [np.array(argument) for argument in arguments]
         batch = _batch(parts, axes)
         rows = [part.reshape((-1,) + part.shape[len(batch) :]) for part in parts]
-        values = _run(score, list(zip(*rows)), timeout_s, counts)
+        with alone:
+            values = _run(score, list(zip(*rows)), timeout_s, counts)
         return np.asarray(values, np.float32).reshape(batch)
 
     def batched(*arguments: Array) -> Array:
@@ -79,7 +98,16 @@ def on_host(
         shape = jax.ShapeDtypeStruct(_batch(arguments, axes), jnp.float32)
         return jax.pure_callback(on_batch, shape, *arguments, vmap_method="broadcast_all")
 
-    return HostReward(batched, lambda: {cause: counts[cause] for cause in CAUSES})
+    return HostReward(batched, lambda: {cause: counts[cause] for cause in CAUSES}, score)
+
+
+def score_one(score: Callable[..., Any], *sample: Any) -> Found:
+    """One sample's score; what it raises, `sys.exit` too, and what is no number is missing."""
+    try:
+        return _number(score(*sample))
+    except (Exception, SystemExit) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return Found(np.nan, "raised", said[:200])
 
 
 def _batch(arguments: Sequence[Any], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -105,13 +133,13 @@ def _run(score: Callable, samples: list[tuple], timeout_s: Any, counts: Counter)
             threading.Thread(target=_work, args=arguments, daemon=True).start()
         for _ in left:
             try:
-                value, cause, detail = results.get(timeout=timeout_s)
+                found = results.get(timeout=timeout_s)
             except queue.Empty:
                 stop.set()
-                value, cause, detail = np.nan, "timeout", f"over {timeout_s:g} s"
-            values.append(value)
-            if cause:
-                _count(counts, cause, detail, len(values), len(samples))
+                found = Found(np.nan, "timeout", f"over {timeout_s:g} s")
+            values.append(found.value)
+            if found.cause:
+                _count(counts, found, len(values), len(samples))
             if stop.is_set():
                 break
     return values
@@ -121,30 +149,27 @@ def _work(score: Callable, samples: list[tuple], results: Any, stop: threading.E
     for sample in samples:
         if stop.is_set():
             return
-        try:
-            results.put(_number(score(*sample)))
-        except Exception as error:
-            results.put((np.nan, "raised", f"{type(error).__name__}: {error}"))
+        results.put(score_one(score, *sample))
 
 
-def _number(found: Any) -> tuple[float, str, str]:
+def _number(found: Any) -> Found:
     """The score as a float, or NaN with a cause and what was there."""
     shown = np.asarray(found)
     if shown.size != 1 or not (np.issubdtype(shown.dtype, np.number) or shown.dtype == bool):
-        return np.nan, "no_number", f"{type(found).__name__} of shape {shown.shape}"
+        return Found(np.nan, "no_number", f"{type(found).__name__} of shape {shown.shape}")
     if np.iscomplexobj(shown):
-        return np.nan, "no_number", "complex"
+        return Found(np.nan, "no_number", "complex")
     with np.errstate(over="ignore"):
         value = float(shown.reshape(()).astype(np.float32))
-    return (value, "", "") if np.isfinite(value) else (np.nan, "not_finite", str(value))
+    return Found(value) if np.isfinite(value) else Found(np.nan, "not_finite", str(value))
 
 
-def _count(counts: Counter, cause: str, detail: str, number: int, total: int) -> None:
+def _count(counts: Counter, found: Found, number: int, total: int) -> None:
     """Counts, and logs the first three and at powers of two."""
-    counts[cause] += 1
-    n = counts[cause]
+    counts[found.cause] += 1
+    n = counts[found.cause]
     if n <= 3 or n & (n - 1) == 0:
         _log.warning(
             "reward of sample %d of %d is missing: %s (%s); %d so far",
-            *(number, total, cause, detail, n),
+            *(number, total, found.cause, found.detail, n),
         )

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import generate_rl, generator_checks, generator_figures, noise_search
 from experiments.image_studies import report
+from jaxreward.rewards.opaque import on_host
 from jaxreward.search.accounting import Spent
 from jaxreward.training import config as config_lib
 from jaxreward.training import figures
@@ -19,14 +20,15 @@ SEARCH = ("reno", "carinox", "ttsnap", "golden_noise", "prompted_digits")
 
 
 def config_of(method, **changes):
-    """The smoke config of a method, with dotted keys changed (`__` for dots)."""
-    own = importlib.import_module(f"configs.{method}").get_config("smoke")
+    """The smoke config of `method[:variant]`, with dotted keys changed (`__` for dots)."""
+    name, _, arg = method.partition(":")
+    own = importlib.import_module(f"configs.{name}").get_config(arg or "smoke")
     text = {name.replace("__", "."): str(value) for name, value in changes.items()}
     return config_lib.override(own, text)
 
 
 def validate(method, **changes):
-    runner = generate_rl if method in RL else noise_search
+    runner = generate_rl if method.partition(":")[0] in RL else noise_search
     runner.validate(config_of(method, **changes))
 
 
@@ -101,6 +103,83 @@ WRONG = {
     "climbs": ("prompted_digits", dict(study__search__reno_steps=1000), "search.reno_steps = 1000"),
     "unet": ("golden_noise", dict(study__generator__kind="mlp"), "generator.kind = 'mlp'"),
 }
+
+
+OWN = "test_generator_checks:"
+HOST_ONLY = "reward = .* is of the host and has no gradient.*: direct; allowed is jit:module:function"
+WRONG_REWARDS = {
+    "module": ("rlcm", "nope:score", "'nope:score' cannot be imported .No module named 'nope'.; allowed"),
+    "script": ("rlcm", "own_script:score", "cannot be imported .SystemExit: 3.; allowed is module:func"),
+    "name": ("rlcm", OWN + "scor", "has no 'scor'; did you mean 'score'"),
+    "jit_name": ("rlcm", "jit:" + OWN + "scor", "has no 'scor'; did you mean 'score'"),
+    "kind": ("find:own_smoke", OWN + "OWN", "is of type str; allowed is a function"),
+    "arguments": ("rlcm", OWN + "of_image", "does not take an image and a label .too many positional"),
+    "broken": ("rlcm", OWN + "broken", r"no number for any of ten real digits \(raised: KeyError: 3\)"),
+    "many": ("rlcm", OWN + "matrix", r"ten real digits \(no_number: ndarray of shape \(8, 8\)\)"),
+    "jit_many": ("rlcm", "jit:" + OWN + "matrix", r"gives float32 of shape \(8, 8\); allowed is a func"),
+    "traced": ("rlcm", "jit:" + OWN + "of_numpy", "cannot be traced .TracerArrayConversionError"),
+    "slope": ("rg_lcd:own_direct_smoke", "jit:" + OWN + "behind", "cannot be traced .*JVP"),
+    "host": ("rg_lcd:own_direct_smoke", OWN + "score", HOST_ONLY),
+    "ready": ("rg_lcd:own_direct_smoke", OWN + "TIMED", HOST_ONLY),
+    "own": ("rg_lcd:own_smoke", "ink", "reward = 'ink'; allowed is module:function or jit:module:fun"),
+    "unset": ("find:own_smoke", None, "reward = None; allowed is module:function or jit:module:func"),
+}
+RIGHT_REWARDS = {
+    "host": ("rlcm", OWN + "score"), "seldom": ("rlcm", OWN + "seldom"), "jit": ("rlcm", f"jit:{OWN}mean"),
+    "timed": ("find:own_smoke", OWN + "TIMED"), "proxy": ("rg_lcd:own_smoke", OWN + "score"),
+    "direct": ("rg_lcd:own_direct_smoke", f"jit:{OWN}mean"), "black": ("rlcm", f"jit:{OWN}behind"),
+}  # fmt: skip
+
+
+def score(image, label):
+    return image.mean() + label
+
+
+def seldom(image, label):
+    return [9.0] if label == 9 else None
+
+
+def broken(image, label):
+    raise KeyError(3)
+
+
+def of_image(image):
+    return image.mean()
+
+
+def matrix(image, label):
+    return image[..., 0]
+
+
+def mean(image, label):
+    return jnp.mean(image) + label.astype(jnp.float32)
+
+
+def of_numpy(image, label):
+    return float(np.asarray(image).mean())
+
+
+def behind(image, label):
+    return TIMED.score(image, label)
+
+
+TIMED = on_host(score, axes=(3, 0), timeout_s=5.0)
+
+
+@pytest.mark.parametrize("name", WRONG_REWARDS)
+def test_wrong_rewards_are_named(name, tmp_path, monkeypatch):
+    (tmp_path / "own_script.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    method, reward, message = WRONG_REWARDS[name]
+    changes = {} if reward is None else dict(study__reward=reward)
+    with pytest.raises(ConfigError, match=message):
+        validate(method, **changes)
+
+
+@pytest.mark.parametrize("name", RIGHT_REWARDS)
+def test_right_rewards_are_taken(name):
+    method, reward = RIGHT_REWARDS[name]
+    validate(method, study__reward=reward)
 
 
 @pytest.mark.parametrize("name", WRONG)

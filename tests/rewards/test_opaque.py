@@ -44,6 +44,8 @@ def wrong(kind):
             return np.float64(number)
         if kind == "raised":
             raise KeyError("no such picture")
+        if kind == "exit":
+            raise SystemExit(3)
         if kind == "hang":
             hang.wait(20.0)
         return {
@@ -56,7 +58,7 @@ def wrong(kind):
 
 @pytest.mark.parametrize(
     "kind,cause",
-    [("raised", "raised"), ("none", "no_number"), ("text", "no_number"), ("shape", "no_number"),
+    [("raised", "raised"), ("exit", "raised"), ("none", "no_number"), ("text", "no_number"), ("shape", "no_number"),
      ("complex", "no_number"), ("object", "no_number"), ("nan", "not_finite"),
      ("huge", "not_finite"), ("hang", "timeout")],
 )  # fmt: skip
@@ -71,6 +73,40 @@ def test_what_goes_wrong_is_missing_and_counted(kind, cause, timeout_s, caplog):
     hang.set()
     assert reward.missing() == {**dict.fromkeys(CAUSES, 0), cause: 2}
     assert f"reward of sample 2 of 5 is missing: {cause}" in caplog.text
+
+
+def test_arguments_are_the_score_s_own():
+    def score(image, label):
+        image[image < 0] = 0.0
+        return image.sum() + int(label)
+
+    images = jnp.array([[-1.0, 2.0], [3.0, -4.0]])
+    found = on_host(score, axes=(1, 0)).score(images, jnp.arange(2))
+    np.testing.assert_array_equal(found, [2.0, 4.0])
+    np.testing.assert_array_equal(images, [[-1.0, 2.0], [3.0, -4.0]])
+
+
+def test_one_sample_at_a_time():
+    """Though two programs ask at once."""
+    inside, most = [], []
+
+    def score(x):
+        inside.append(x)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return x
+
+    reward, found = on_host(score, axes=(0,)), {}
+    ask = lambda name: found.update({name: reward.score(jnp.arange(5.0))})
+    threads = [threading.Thread(target=ask, args=(name,)) for name in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 10
+    for values in found.values():
+        np.testing.assert_array_equal(values, np.arange(5.0))
 
 
 def test_a_hanging_sample_costs_its_own_time_only():

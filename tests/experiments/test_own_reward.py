@@ -1,0 +1,131 @@
+"""A user's own reward of images: what it is given, what it may do wrong, who asks for it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import find as find_config
+from configs import rg_lcd as rg_lcd_config
+from experiments.generator_studies import find_report, own_reward, rg_lcd
+from jaxreward.losses import denoising
+from jaxreward.rewards.opaque import on_host
+from jaxreward.training.config import resolve
+
+OWN = "test_own_reward:"
+SEEN = []
+
+
+def record(image, label):
+    SEEN.append((image, label))
+    image *= 2.0  # its own
+    return image.sum() + 100.0 * label
+
+
+def fails(image, label):
+    if label == 1:
+        raise OSError("busy")
+    return image.mean()
+
+
+def root(image, label):
+    return jnp.sqrt(jnp.sum(image) - label.astype(jnp.float32))
+
+
+TIMED = on_host(fails, axes=(3, 0), timeout_s=20.0)
+
+
+def test_the_host_gets_one_image_in_its_range(key):
+    images = 2.0 * jax.random.normal(key, (2, 3, 8, 8, 1))
+    labels = jnp.array([[3, 1, 2], [7, 8, 9]])
+    SEEN.clear()
+    found = jax.jit(own_reward.make(OWN + "record"))(images, labels)
+    sums = np.clip(np.asarray(images), -1, 1).sum((2, 3, 4))
+    np.testing.assert_allclose(found, 2 * sums + 100 * np.asarray(labels), rtol=1e-5)
+    assert [int(label) for _, label in SEEN] == [3, 1, 2, 7, 8, 9]
+    for image, label in SEEN:
+        assert type(image) is np.ndarray and image.dtype == np.float32 and image.shape == (8, 8, 1)
+        assert label.dtype == np.int32 and label.shape == ()
+
+
+@pytest.mark.parametrize("name", ["fails", "TIMED"])
+def test_a_fault_costs_its_own_image(name):
+    images = jnp.stack([jnp.full((8, 8, 1), x) for x in (0.1, 0.2, 0.3)])
+    found = own_reward.make(OWN + name)(images, jnp.array([0, 1, 2]))
+    np.testing.assert_allclose(found, [0.1, np.nan, 0.3], rtol=1e-6)
+    assert own_reward.missing(found) == 1.0
+    one_label = own_reward.make(OWN + name)(images, jnp.int32(1))  # FIND asks for one wish
+    assert own_reward.missing(one_label) == 3.0
+
+
+def test_of_jax_a_fault_costs_its_own_gradient():
+    """The root of 0 is 0 with a slope that is not finite, the root of less is missing."""
+    reward = own_reward.make("jit:" + OWN + "root")
+    images = jnp.stack([jnp.full((8, 8, 1), x) for x in (0.25, 0.0, 0.5)])
+    labels = jnp.array([0, 0, 33])
+
+    def mean(images):
+        found = reward(images, labels)
+        return jnp.mean(jnp.where(jnp.isfinite(found), found, 0.0)), found
+
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(images)
+    np.testing.assert_allclose(found, [4.0, 0.0, np.nan])
+    np.testing.assert_allclose(grads[0], np.full((8, 8, 1), 1 / 3 / 8), rtol=1e-6)
+    assert not np.any(grads[1:])
+
+
+def test_curves_carry_on():
+    curve = jnp.array([np.nan, 1.0, np.nan, np.nan, 4.0, np.inf])
+    np.testing.assert_array_equal(own_reward.carried(curve), [np.nan, 1, 1, 1, 4, 4])
+
+
+def test_missing_rewards_of_fresh_images(key):
+    images = jax.random.normal(key, (6, 8, 8, 1))
+    rewards = jnp.array([0.5, np.nan, 1.0, 0.0, np.nan, 0.25])
+    there = np.isfinite(rewards)
+    found = find_report.measure(images, rewards, rewards)
+    alone = find_report.measure(images[there], rewards[there], rewards[there])
+    for metric in ("reward", "diversity/of_successes"):
+        np.testing.assert_allclose(found[metric], alone[metric], rtol=1e-5)
+    other = jnp.array([0.3, 0.1, np.nan, 0.1, 0.2, 0.4])
+    both = there & np.isfinite(other)
+    expected = np.corrcoef(np.asarray(rewards)[both], np.asarray(other)[both])[0, 1]
+    np.testing.assert_allclose(find_report.correlation(rewards, other), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", denoising.LABELS)
+def test_a_proxy_learns_from_whole_rows(key, labels):
+    expert, ours = jax.random.normal(key, (2, 4, 3))
+    torn = expert.at[1, 2].set(jnp.nan)
+    loss = jax.value_and_grad(lambda ours, expert: rg_lcd.preference_loss(expert, ours, labels))
+    plain = lambda ours, expert: denoising.proxy_preference_loss(expert, ours, labels=labels)
+    for found, expected in zip(loss(ours, expert), jax.value_and_grad(plain)(ours, expert)):
+        np.testing.assert_array_equal(found, expected)
+    whole = jnp.array([0, 2, 3])
+    grads = loss(ours, torn)[1]
+    expected = jax.grad(plain)(ours[whole], expert[whole])
+    np.testing.assert_allclose(grads[whole], expected, rtol=1e-6)
+    assert not np.any(grads[1])
+    assert not np.any(loss(ours, jnp.full_like(expert, jnp.nan))[1])
+
+
+@pytest.mark.parametrize("module", [find_config, rg_lcd_config])
+def test_no_arm_differentiates_a_black_box(module):
+    """The whole study is traced; a gradient of the host's reward would be refused here."""
+    config = module.get_config("own_smoke")
+    config.study.reward = OWN + "fails"
+    study = resolve(config.study.fn)(config)
+    key, tick = jax.random.key(0), lambda: None
+    given = jax.eval_shape(lambda key: study.prepare(key, tick), key)
+    found = jax.eval_shape(lambda key, given: study.run(key, given, tick), key, given)
+    asking = [arm for arm in found if arm not in ("base", "teacher_50", "teacher_2")]
+    assert asking and all("reward/missing" in found[arm] for arm in asking)
+
+
+def test_what_asks_for_no_reward_pays_for_none():
+    settings = rg_lcd_config.get_config("own").study
+    spent = lambda name: rg_lcd.spent(settings.arms[name], settings)
+    assert spent("lcm").reward_calls == 0 and spent("proxy").reward_calls == 30
+    assert [arm.kind for arm, _ in rg_lcd.side_by_side(settings.arms)].count("lcm") == 1
+    settings = rg_lcd_config.get_config().study
+    assert "lcm" not in [arm.kind for arm, _ in rg_lcd.side_by_side(settings.arms)]
