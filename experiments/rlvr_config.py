@@ -201,3 +201,33 @@ def _check_rates(config: ml_collections.ConfigDict) -> None:
         for key in ("negative_share", "positive_share"):
             if key in transform:
                 check.in_range(config, f"transforms.{name}.{key}", 0, 1)
+
+
+def check_indices(config: ml_collections.ConfigDict, sizes: dict[str, int]) -> None:
+    """Every table of rates that an arm uses has an entry for each value of its index.
+
+    Args:
+      config: of a runner with `arms` and `transforms`.
+      sizes: number of values by entry of `aux`; other entries are not checked.
+
+    Raises:
+      ConfigError: one has fewer; what the rest would get is NaN, or no reward.
+    """
+    for name in dict.fromkeys(stage for arm in config.arms for stage in config.arms[arm]):
+        for path, entry, count in _tables(config.transforms[name], f"transforms.{name}"):
+            if count < sizes.get(entry, 0):
+                raise ConfigError(
+                    f"config.{path} has rates for {count} values of {entry!r}; allowed are at "
+                    f"least the {sizes[entry]} that there are"
+                )
+
+
+def _tables(section: ml_collections.ConfigDict, path: str):
+    """Path, index and length of the tables of rates in a transform's config."""
+    if "by" in section and "num" in section and section.by:
+        yield f"{path}.num", section.by, section.num
+    if "name" in section and isinstance(section.get("false_positive"), (tuple, list)):
+        yield f"{path}.false_positive", section.name, len(section.false_positive)
+    for key, value in section.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _tables(value, f"{path}.{key}")

@@ -10,9 +10,11 @@ import ml_collections
 import numpy as np
 import optax
 
+from experiments.rlvr_config import check_indices
 from experiments.rlvr_model import Model, make_policy, open_model
 from experiments.verification import Verification
 from jaxreward.policies import supervised
+from jaxreward.rewards import patterns
 from jaxreward.tasks import datasets, pipeline
 from jaxreward.training.config import build
 from jaxreward.training.exits import ConfigError
@@ -45,13 +47,15 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     """Prepares the data under the workdir and builds the policy.
 
     Raises:
-      ConfigError: a split that the data lack, or a package that they need.
+      ConfigError: a split that the data lack, a package that they need, too few rates by index.
     """
     data_dir = pathlib.Path(workdir) / config.task.data_dir
     try:
         dataset = datasets.prepare(config.task.dataset, data_dir)
     except ImportError as error:
         raise ConfigError(f"config.task.dataset = {config.task.dataset!r}: {error}") from error
+    sizes = {"prompt_type": len(dataset.prompt_types), "output_form": len(patterns.ANSWER_FORMS)}
+    check_indices(config, sizes)
     model = open_model(config)
     splits = pipeline.load_arrays(dataset, model.tokenizer, to_prompts=model.to_prompts)
     kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))

@@ -158,6 +158,11 @@ def check_correctable(channel: Channel, min_determinant: float = MIN_DETERMINANT
         determinant = 1.0 - false_positive - false_negative
     else:
         determinant = np.abs(np.linalg.det(matrix))  # one below 0 can be inverted as well
+    if np.any(np.isnan(determinant)):
+        raise ValueError(
+            "rates are NaN, so they cannot be corrected; allowed are probabilities (an index "
+            "outside the table of rates gives NaN)"
+        )
     if np.all(determinant >= min_determinant):
         return
     worst = float(np.min(determinant))

@@ -69,7 +69,7 @@ def var(
     n = count(mask, axis, keepdims=True, axis_name=axis_name)
     # The shift does not change the variance, so it takes no part in the gradient.
     low = jax.lax.stop_gradient(jnp.where(mask, values, jnp.inf))
-    low = jnp.min(low, axis=axis, keepdims=True)
+    low = jnp.min(low, axis=axis, keepdims=True, initial=jnp.inf)
     if axis_name is not None:
         low = jax.lax.pmin(low, axis_name)
     shifted = values - jnp.where(jnp.isfinite(low), low, 0.0)
@@ -104,7 +104,8 @@ def maximum(
     axis_name=None,
 ) -> Float[Array, "..."]:
     """Largest selected entry, `empty` where there is none."""
-    largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis=axis, keepdims=keepdims)
+    selected = jnp.where(mask, values, -jnp.inf)
+    largest = jnp.max(selected, axis=axis, keepdims=keepdims, initial=-jnp.inf)
     if axis_name is not None:
         largest = jax.lax.pmax(largest, axis_name)
     found = count(mask, axis, keepdims=keepdims, axis_name=axis_name) > 0

@@ -9,7 +9,8 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped
 
 from jaxreward.channel import Channel
 from jaxreward.pytree import pytree_dataclass
@@ -82,10 +83,10 @@ class Signal:
 
 
 def make_signal(
-    rewards: Shaped[Array, "P G *S"],
-    mask: Bool[Array, "P G *S"] | None = None,
+    rewards: Shaped[Array | np.ndarray, "P G *S"],
+    mask: Bool[Array | np.ndarray, "P G *S"] | None = None,
     *,
-    prompt_id: Int[Array, "P"] | None = None,
+    prompt_id: Integer[Array | np.ndarray, "P"] | None = None,
     trajectories: Trajectories | None = None,
     **aux: Any,
 ) -> Signal:
@@ -95,14 +96,15 @@ def make_signal(
       rewards: `[P, G]` or `[P, G, S]`, any real or boolean dtype; cast to float32. A NaN or
         infinite reward is missing.
       mask: True where the reward exists; default everywhere finite.
-      prompt_id: which prompt each row is; default `0..P-1`.
+      prompt_id: which prompt each row is, any integers of 32 bits; default `0..P-1`. Cast to
+        int32: unsigned ones from 2^31 become negative.
       trajectories: the trajectories that earned the rewards.
-      **aux: further side information with leading axis `[P]` or `[P, G]`.
+      **aux: further side information, pytrees with leading axis `[P]` or `[P, G]`.
 
     Raises:
-      ValueError: a shape or dtype other than these.
+      ValueError: a shape or dtype other than these, an id of more than 32 bits.
     """
-    rewards = jnp.asarray(rewards)
+    rewards = _real(rewards)
     if rewards.ndim not in (2, 3):
         raise ValueError(f"rewards have shape {rewards.shape}; allowed is [P, G] or [P, G, S]")
     rewards = rewards.astype(jnp.float32)
@@ -114,19 +116,42 @@ def make_signal(
         )
     mask = mask & finite
     prompts = rewards.shape[:1]
-    if prompt_id is None:
-        prompt_id = jnp.arange(*prompts, dtype=jnp.int32)
-    prompt_id = jnp.asarray(prompt_id)
-    if prompt_id.shape != prompts or not jnp.issubdtype(prompt_id.dtype, jnp.integer):
-        raise ValueError(
-            f"prompt_id is {prompt_id.dtype} of shape {prompt_id.shape}; allowed is int {prompts}"
-        )
+    for name, value in aux.items():
+        for shape in map(np.shape, jax.tree.leaves(value)):
+            if shape[:1] != prompts:
+                raise ValueError(f"{name} has shape {shape}; allowed is leading axis {prompts}")
     return Signal(
         rewards=jnp.where(mask, rewards, 0.0),
         mask=mask,
         trajectories=trajectories,
-        aux={"prompt_id": prompt_id, **aux},
+        aux={"prompt_id": _ids(prompt_id, prompts), **aux},
     )
+
+
+def _real(rewards: Any) -> jax.Array:
+    try:
+        rewards = jnp.asarray(rewards)
+    except TypeError as error:  # text, objects
+        raise ValueError("rewards are no numbers; allowed is real, NaN where missing") from error
+    if jnp.issubdtype(rewards.dtype, jnp.complexfloating):
+        raise ValueError(f"rewards are {rewards.dtype}; allowed are real numbers and booleans")
+    return rewards
+
+
+def _ids(prompt_id: Any, prompts: tuple[int, ...]) -> Int[Array, "P"]:
+    if prompt_id is None:
+        return jnp.arange(*prompts, dtype=jnp.int32)
+    if not isinstance(prompt_id, jax.Array):
+        prompt_id = np.asarray(prompt_id)  # jax would cut off what is beyond 32 bits
+    dtype, shape = prompt_id.dtype, prompt_id.shape
+    if shape != prompts or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"prompt_id is {dtype} of shape {shape}; allowed is int {prompts}")
+    if isinstance(prompt_id, np.ndarray) and prompt_id.size:
+        low, high = int(prompt_id.min()), int(prompt_id.max())
+        if low < -(2**31) or high >= 2**32:
+            raise ValueError(f"prompt_id is in [{low}, {high}]; allowed are integers of 32 bits")
+        prompt_id = prompt_id.astype(np.int32)  # no error where it wraps
+    return jnp.asarray(prompt_id).astype(jnp.int32)
 
 
 @pytree_dataclass

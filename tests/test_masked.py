@@ -133,3 +133,13 @@ def test_a_mapped_axis_is_reduced_too(values, mask):
         np.testing.assert_allclose(parts, np.full(3, whole), rtol=1e-5, atol=1e-5)
     counts = jax.vmap(lambda m: masked.count(m, axis_name="rows"), axis_name="rows")(args[1])
     np.testing.assert_array_equal(counts, np.full(3, mask.sum()))
+
+
+@pytest.mark.parametrize(
+    "reduce", [masked.sum, masked.mean, masked.maximum, masked.minimum, masked.var, masked.std]
+)
+def test_an_axis_without_entries(reduce):
+    values, mask = jnp.zeros((0, 4)), jnp.ones((0, 4), bool)
+    assert reduce(values, mask) == 0.0
+    np.testing.assert_array_equal(reduce(values, mask, axis=0), np.zeros(4))
+    assert reduce(values, mask, axis=1).shape == (0,)

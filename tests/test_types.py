@@ -53,6 +53,20 @@ def test_wrong_input_is_refused():
     for prompt_id in (jnp.arange(3), jnp.zeros(2)):
         with pytest.raises(ValueError, match=r"prompt_id is .* allowed is int \(2,\)"):
             make(good, prompt_id=prompt_id)
+    for rewards in (np.array([["a", "b"]]), np.array([[1.0, None]], object), good.astype(jnp.complex64)):
+        with pytest.raises(ValueError, match="allowed (is|are) real"):
+            make(rewards)
+    with pytest.raises(ValueError, match=r"prompt_id is in \[1, 1099511627776\]; allowed .* 32 bits"):
+        make(good, prompt_id=np.array([2**40, 1]))
+    with pytest.raises(ValueError, match=r"kind has shape \(3,\); allowed is leading axis \(2,\)"):
+        make(good, kind=jnp.zeros(3))
+
+
+def test_ids_of_any_integers():
+    for ids in (np.array([3, 2**32 - 1], np.uint32), np.array([3, 2**32 - 1]), np.array([3, -1])):
+        signal = make_signal(np.zeros((2, 3), np.int8), prompt_id=ids)
+        assert signal.aux["prompt_id"].dtype == jnp.int32
+        np.testing.assert_array_equal(signal.aux["prompt_id"], [3, -1])
 
 
 def test_copies_leave_the_original():

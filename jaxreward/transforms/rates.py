@@ -111,7 +111,8 @@ def appeals(
     independently, so with noise fixed by prompt or output it is too narrow.
 
     Args:
-      by: entry of `aux` with an int32 index in `[0, num)`; "" for one pair of rates.
+      by: entry of `aux` with an int32 index in `[0, num)`; "" for one pair of rates. An index
+        outside is not counted and its rates are NaN, as in `sources.by_index`.
       num: number of indices. Up to 16 have their own metrics, named `rates/..._<index>`.
       per: "prompt" if `by` is `[P]`, "sample" if it is `[P, G]`.
       rechecks_positives: whether accepted samples are appealed too. If not, false_positive is

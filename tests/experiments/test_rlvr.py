@@ -104,6 +104,19 @@ def test_noise_beyond_correction_is_refused_also_with_estimated_rates():
         rlvr_config.validate(config_lib.override(config, change))
 
 
+def test_tables_of_rates_hold_every_value_of_their_index():
+    config = config_lib.load_config(str(ROOT / CONFIGS[0]))
+    sizes = {"prompt_type": 3, "output_form": 7}
+    rlvr_config.check_indices(config, sizes)
+    for change, message in (
+        ({"transforms.appeals_rates.num": "2"}, r"appeals_rates.num has .* 2 .*'prompt_type'.* 3 that"),
+        ({"transforms.appeals_rates.by": "output_form"}, "has rates for 3 values of 'output_form'"),
+        ({"transforms.noise.source.false_positive": "(0.1, 0.1)"}, "noise.source.false_positive has"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            rlvr_config.check_indices(config_lib.override(config, change), sizes)
+
+
 def test_a_verifier_that_cannot_be_is_refused_before_anything_is_trained(tmp_path):
     flags = (f"--config={CONFIGS[1]}:smoke", f"--workdir={tmp_path / 'run'}")
     for change, message in {
