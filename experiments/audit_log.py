@@ -82,7 +82,7 @@ def read_log(
 
     Args:
       path: the file.
-      columns: names; in JSON lines `a.b` also means key `b` of the object `a`.
+      columns: names; `a.b` also means key `b` of the object (in parquet the struct) `a`.
       features: names of columns with properties of the prompt or of the output.
       optional: columns that may be absent.
       graded: False refuses the first reward that is neither 0 nor 1.
@@ -184,15 +184,33 @@ def _parquet_records(
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            _check_columns(path, [n for n in wanted if n not in {*names, *optional}], names)
-            absent = {name: None for name in wanted if name not in names}
+            known = {name: _root(name, file.schema_arrow) for name in wanted}
+            absent = [name for name in wanted if not known[name] and name not in optional]
+            _check_columns(path, absent, names)
             number = 0
-            for batch in file.iter_batches(columns=[n for n in wanted if n in names]):
+            for batch in file.iter_batches(columns=list(dict.fromkeys(filter(None, known.values())))):
                 for number, record in enumerate(batch.to_pylist(), start=number + 1):
-                    yield f"row {number}", {**absent, **record}
+                    yield f"row {number}", {name: _lookup(record, name) for name in wanted}
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is not a whole parquet file ({reason})") from error
+
+
+def _root(name: str, schema) -> str:
+    """The column in which a value is found, that of its name or a struct; "" if there is none."""
+    import pyarrow
+
+    if name in schema.names:
+        return name
+    root, *inner = name.split(".")
+    if root not in schema.names:
+        return ""
+    kind = schema.types[schema.names.index(root)]
+    for part in inner:
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            return ""
+        kind = kind.field(part).type
+    return root
 
 
 class _Sink(NamedTuple):
@@ -262,14 +280,14 @@ def _add(sink: _Sink, record: dict, graded: bool) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    """A number or a boolean as float, null as NaN, an integer beyond float's range as inf."""
+    """A number or a boolean as float, null as NaN, an integer beyond float's range as infinite."""
     if value is None:
         return math.nan
     if isinstance(value, (bool, int, float, Decimal)):
         try:
             return float(value)
         except OverflowError:
-            return math.inf
+            return math.inf if value > 0 else -math.inf
     shown = repr(value)
     shown = shown if len(shown) <= 40 else shown[:40] + "..."
     raise ValueError(f"{name} = {shown} is not a number")
@@ -280,9 +298,10 @@ def _key(value: Any) -> Any:
     if value != value:  # each NaN would be a value of its own
         return None
     if isinstance(value, (list, dict)):
-        value = json.dumps(value, sort_keys=True)
-    if isinstance(value, str) and len(value) > 64:
-        return hashlib.blake2b(value.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        value = json.dumps(value, sort_keys=True, default=str)
+    if isinstance(value, (str, bytes)) and len(value) > 64:
+        data = value if isinstance(value, bytes) else value.encode("utf-8", "replace")
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
     return value
 
 
@@ -331,12 +350,14 @@ def bucketed(codes: np.ndarray, values: list[Any]) -> tuple[np.ndarray, tuple[st
 
 
 def _order(value: Any, numeric: bool) -> tuple:
-    return (value is None, 0.0 if value is None else float(value)) if numeric else (
+    return (value is None, 0.0 if value is None else _number("", value)) if numeric else (
         value is None, str(value))
 
 
 def _ranges(codes: np.ndarray, values: list) -> tuple[np.ndarray, list[str]]:
-    numbers = np.array([math.nan if v is None else float(v) for v in values])[codes]
+    largest = np.finfo(np.float64).max / 4  # infinite ends would make a quantile NaN
+    numbers = np.array([_number("", value) for value in values])[codes]
+    numbers = np.clip(numbers, -largest, largest)
     known = numbers[~np.isnan(numbers)]
     inner = np.unique(np.quantile(known, np.linspace(0, 1, QUANTILES + 1)[1:-1]))
     ends = [known.min(), *inner, known.max()]

@@ -1,5 +1,6 @@
 """The audit from the command line: reading logs, refusing bad ones, what it writes."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -78,6 +79,11 @@ def test_columns_groups_and_nested_names(tmp_path):
     log = result(tmp_path)["log"]
     assert (log["prompts"], log["groups"], log["group_size"]["max"]) == (40, 80, 2)
     assert log["rechecked"] == sum(r["recheck"] is not None for r in records())
+    for row in rows:  # what JSON does not know, and a struct
+        row["input"] = {"at": datetime.date(2020, 1, 1), "id": [row["input"][0]["content"].encode()]}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert run(tmp_path, "--rollouts", tmp_path / "a.parquet", "--columns", columns) == 0
+    assert result(tmp_path)["log"] == log
 
 
 def test_missing_rewards_are_left_out_and_counted(tmp_path, capsys):
@@ -178,6 +184,9 @@ def test_labels_of_features():
     assert kept[1] == (*names[:20], "other") and np.bincount(kept[0])[-1] == 40
     few = audit_log.bucketed(np.array([0, 1, 2, 0]), [10, 2, None])
     assert few[1] == ("2", "10", "missing") and few[0].tolist() == [1, 0, 2, 1]
+    huge = [-(10**400), 10**400, *range(60)]
+    assert audit_log.bucketed(np.array([0, 1, 2]), huge[:3])[1] == tuple(map(str, sorted(huge[:3])))
+    assert len(audit_log.bucketed(np.arange(62), huge)[1]) == audit_log.QUANTILES
 
 
 GOOD = {"prompt_id": "a", "reward": 1}
@@ -214,6 +223,7 @@ def bad_files(path):
         "truncated.parquet": (parquet[: len(parquet) // 2], [], "not a whole parquet file"),
         "torn.parquet": (parquet[:40] + parquet[400:], [], "not a whole parquet file"),
         "columns.parquet": (parquet, ["--columns", "reward=score"], "no column 'score'"),
+        "struct.parquet": (parquet, ["--columns", "reward=reward.x"], "no column 'reward.x'"),
         "share.jsonl": (rows, ["--positive-share", "0.9", "--negative-share", "0.9"],
                         "-share = 0.9, but"),
     }
