@@ -10,10 +10,12 @@ Either is `(image, label) -> number`, more is better:
   label: the class that was asked for, an int32 scalar from 0 to 9.
 
 The module is found as Python finds modules: in the working directory, or on `PYTHONPATH`. The
-function shall be pure: a run that was killed asks again for what it had not kept.
+function shall be pure: a run that was killed asks again for what it had not kept, and a config
+knows the function's name, not its text.
 
 Of the host, an image whose number is missing (`rewards.opaque`: raised, no number, not finite)
-costs that sample alone; it is logged and counted. Where `my_rewards:score` is an
+costs that sample alone; it is logged, and the metric `reward/missing` counts those that an arm
+should have learned from or searched by. Where `my_rewards:score` is an
 `opaque.on_host(function, axes=(3, 0), timeout_s=...)`, one that takes too long is missing too. Of
 jax, NaN and infinity are missing, and a sample whose gradient is not finite has none.
 """
