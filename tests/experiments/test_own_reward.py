@@ -7,10 +7,9 @@ import pytest
 
 from configs import find as find_config
 from configs import rg_lcd as rg_lcd_config
-from experiments.generator_studies import find_report, own_reward, rg_lcd
+from experiments.generator_studies import digits, find, find_report, own_reward, rg_lcd
 from jaxreward.losses import denoising
 from jaxreward.rewards.opaque import on_host
-from jaxreward.training.config import resolve
 
 OWN = "test_own_reward:"
 SEEN = []
@@ -109,17 +108,34 @@ def test_a_proxy_learns_from_whole_rows(key, labels):
     assert not np.any(loss(ours, jnp.full_like(expert, jnp.nan))[1])
 
 
-@pytest.mark.parametrize("module", [find_config, rg_lcd_config])
-def test_no_arm_differentiates_a_black_box(module):
-    """The whole study is traced; a gradient of the host's reward would be refused here."""
-    config = module.get_config("own_smoke")
-    config.study.reward = OWN + "fails"
-    study = resolve(config.study.fn)(config)
-    key, tick = jax.random.key(0), lambda: None
-    given = jax.eval_shape(lambda key: study.prepare(key, tick), key)
-    found = jax.eval_shape(lambda key, given: study.run(key, given, tick), key, given)
-    asking = [arm for arm in found if arm not in ("base", "teacher_50", "teacher_2")]
-    assert asking and all("reward/missing" in found[arm] for arm in asking)
+def test_no_arm_differentiates_a_black_box():
+    """The arms are traced; a gradient of the host's reward would be refused here."""
+    settings = rg_lcd_config.get_config("own_smoke").study
+    settings.reward = OWN + "fails"
+    base = digits.build(settings.generator, rg_lcd.HEIGHT, rg_lcd.WIDTH)
+
+    def run(key):
+        teacher, images = base._replace(params=base.network.init(key)), jnp.zeros((8, 8, 8, 1))
+        codec = rg_lcd.Codec(jnp.zeros((1, 64)), jnp.eye(rg_lcd.LATENT, 64), 1.0)
+        latents = digits.Digits(rg_lcd.encode(codec, images), jnp.arange(8))
+        judge = {"first": jnp.zeros((64, 4)), "bias": jnp.zeros((1, 4)), "second": jnp.zeros((4, 10))}
+        proxy = {"first": jnp.zeros((rg_lcd.LATENT, 4)), "bias": jnp.zeros((1, 4)),
+                 "out": jnp.zeros((4, 3)), "classes": jnp.zeros((10, 3))}  # fmt: skip
+        reward = rg_lcd.make_reward(settings, judge)
+        task = rg_lcd.Task(codec, teacher, latents, judge, judge, proxy, images[0], reward)
+        train = lambda arm: rg_lcd.train(key, task, arm, jnp.float32(1.0), settings, lambda: None)
+        return {name: train(settings.arms[name])[2][2] for name in ("lcm", "proxy")}
+
+    missing = jax.eval_shape(run, jax.random.key(0))
+    assert all(count.shape == (settings.distillation.steps,) for count in missing.values())
+
+
+def test_find_asks_for_the_wished_digit():
+    settings = find_config.get_config("own_smoke").study
+    settings.reward = OWN + "fails"
+    images = jnp.stack([jnp.full((1, 8, 8, 1), x) for x in (0.25, 0.5)])
+    reward = jax.vmap(find.make_reward(settings, None), in_axes=(None, 0))
+    np.testing.assert_array_equal(reward(images[:, 0], jnp.arange(2)), [[0.25, 0.5], [np.nan] * 2])
 
 
 def test_what_asks_for_no_reward_pays_for_none():
