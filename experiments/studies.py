@@ -29,7 +29,7 @@ import numpy as np
 from jaxreward.training import check, figures, progress, report
 from jaxreward.training.config import resolve
 from jaxreward.training.exits import ConfigError, StorageError
-from jaxreward.training.files import atomic_path
+from jaxreward.training.files import atomic_path, clear_temporary
 
 KINDS = ("better", "lower", "equal")
 
@@ -101,6 +101,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> Found:
 def _all_seeds(config: ml_collections.ConfigDict, study: Study, root: pathlib.Path) -> Found:
     folder, size = root / "seeds", config.seeds_at_a_time
     folder.mkdir(parents=True, exist_ok=True)
+    for place in (root, folder, root / "pretrained"):
+        clear_temporary(place)
     key_of = lambda number: jax.random.fold_in(jax.random.key(config.seed), number)
     batches = {}
     for first in range(0, config.seeds, size):

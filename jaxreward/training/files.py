@@ -8,6 +8,9 @@ import tempfile
 from typing import Iterator
 
 
+_PREFIX = ".tmp-"
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A temporary path beside `path`, moved over it when the block ends without an error.
@@ -15,7 +18,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     The temporary name keeps the suffix, so that libraries that look at it work.
     """
     path = pathlib.Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=path.suffix)
     os.close(handle)
     temporary = pathlib.Path(name)
     try:
@@ -25,6 +28,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_temporary(folder: str | os.PathLike) -> None:
+    """Deletes what killed processes were writing in a folder. No other may be writing there now."""
+    for left in pathlib.Path(folder).glob(f"{_PREFIX}*"):
+        left.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | os.PathLike, content: str | bytes) -> None:

@@ -62,10 +62,12 @@ def test_summary_claims_and_files(tmp_path, capsys):
 def test_finished_seeds_are_not_run_again_and_the_batch_size_does_not_matter(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     studies.run(config(), str(first))
-    (first / "seeds" / "2-3.npz").unlink()
+    killed = first / "seeds" / ".tmp-7.npz"  # of a process that was killed while it wrote
+    (first / "seeds" / "2-3.npz").rename(killed)
     CALLS.clear()
     studies.run(config(), str(first))
     assert len(CALLS) == 1  # one trace, of the missing batch
+    assert not killed.exists()
     studies.run(config(seeds_at_a_time=5), str(second))
     low = [read(root)["results"]["low"]["score"]["per_seed"] for root in (first, second)]
     np.testing.assert_allclose(low[0], low[1], rtol=1e-6)
