@@ -117,6 +117,8 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0 < value <= 1:
             raise ValueError(f"--{name.replace('_', '-')} = {value:g}; allowed is (0, 1]")
+    if options.threshold is not None and not abs(options.threshold) < float("inf"):
+        raise ValueError(f"--threshold = {options.threshold:g}; allowed are finite numbers")
     if options.seed < 0:
         raise ValueError(f"--seed = {options.seed}; allowed is >= 0")
     if (options.positive_share is None) != (options.negative_share is None):

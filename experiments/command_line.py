@@ -92,7 +92,7 @@ def column_names(text: str, allowed: Sequence[str]) -> dict[str, str]:
     """The file's own names of columns by ours, from `NAME=COLUMN,...`.
 
     Raises:
-      ValueError: a name that is not allowed, or no column.
+      ValueError: a name that is not allowed or stands twice, or no column.
     """
     named = {}
     for part in filter(None, text.split(",")):
@@ -102,5 +102,7 @@ def column_names(text: str, allowed: Sequence[str]) -> dict[str, str]:
                 f"--columns has {part!r}; allowed is NAME=COLUMN with NAME one of "
                 f"{', '.join(allowed)}"
             )
+        if name in named:
+            raise ValueError(f"--columns names {name!r} twice; allowed is once")
         named[name] = column
     return named

@@ -35,6 +35,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     positive = ("seeds", "steps", "prompts_per_step", "learning_rate", "warm_start.learning_rate")
     check.positive(config, *positive, "evaluation.every", "checkpoint.every")
     check.positive(config, "safety.max_skipped_in_a_row")
+    check.at_least(config, "seed", 0)
     check.at_least(config, "group_size", 2, "a group baseline")
     check.at_least(config, "warm_start.steps", 0)
     check.at_least(config, "checkpoint.keep", 2)

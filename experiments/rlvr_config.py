@@ -60,6 +60,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         check.positive(config, *_TUNED)
         check.at_least(config, "tune.kl_coefficient", 0)
         _check_metric(config, "tune")
+    check.at_least(config, "seed", 0)
     check.at_least(config, "checkpoint.keep", 2)
     check.at_least(config, "group_size", 2, "a group baseline")
     for name in ("b1", "b2"):

@@ -47,17 +47,18 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
     """Prepares the data under the workdir and builds the policy.
 
     Raises:
-      ConfigError: a split that the data lack, a package that they need, too few rates by index.
+      ConfigError: no such data, damaged ones, a split that they lack, a package that they need,
+        characters outside the alphabet, a model that cannot be opened, too few rates by index.
     """
     data_dir = pathlib.Path(workdir) / config.task.data_dir
-    try:
+    with _refused(f"config.task.dataset = {config.task.dataset!r}"):
         dataset = datasets.prepare(config.task.dataset, data_dir)
-    except ImportError as error:
-        raise ConfigError(f"config.task.dataset = {config.task.dataset!r}: {error}") from error
     sizes = {"prompt_type": len(dataset.prompt_types), "output_form": len(patterns.ANSWER_FORMS)}
     check_indices(config, sizes)
-    model = open_model(config)
-    splits = pipeline.load_arrays(dataset, model.tokenizer, to_prompts=model.to_prompts)
+    with _refused("config.model or config.task.alphabet"):
+        model = open_model(config)
+    with _refused(f"config.task.dataset = {config.task.dataset!r}"):
+        splits = pipeline.load_arrays(dataset, model.tokenizer, to_prompts=model.to_prompts)
     kept = np.arange(min(config.task.prompts, len(splits["train"]["prompt_id"])))
     splits["train"] = pipeline.take(splits["train"], kept)
     warm, evaluated = (_split(splits, config, room) for room in ("warm_start", "evaluation"))
@@ -71,6 +72,17 @@ def load_problem(config: ml_collections.ConfigDict, workdir: str) -> Problem:
         policy=make_policy(config, model),
         fingerprint=dataset.fingerprint,
     )
+
+
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Data and models that cannot be used are the config's fault."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{what}: {error}") from error
 
 
 def _split(splits: dict[str, pipeline.Batch], config, section: str) -> pipeline.Batch:

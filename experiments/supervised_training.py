@@ -18,6 +18,7 @@ from jaxreward.rewards.token_match import final_token_match
 from jaxreward.tasks import datasets, pipeline, tokenizer, traced, worked
 from jaxreward.training import population as populations
 from jaxreward.training.config import build, resolve
+from jaxreward.training.exits import ConfigError
 from jaxreward.training.files import atomic_write
 from jaxreward.types import Policy
 
@@ -57,11 +58,18 @@ def _path(workdir: str, arm: str) -> pathlib.Path:
 
 
 def load_data(config: ml_collections.ConfigDict, arm: str, workdir: str) -> Data:
-    """Prepares an arm's data set under the workdir."""
+    """Prepares an arm's data set under the workdir.
+
+    Raises:
+      ConfigError: no such data, damaged ones, or characters outside the alphabet.
+    """
     spec = build(config.task.spec)._replace(**config.arms[arm].to_dict())
-    dataset = datasets.prepare(config.task.dataset, pathlib.Path(workdir) / "data", spec)
     chars = tokenizer.make_tokenizer(resolve(config.task.alphabet))
-    splits = pipeline.load_arrays(dataset, chars)
+    try:
+        dataset = datasets.prepare(config.task.dataset, pathlib.Path(workdir) / "data", spec)
+        splits = pipeline.load_arrays(dataset, chars)
+    except ValueError as error:
+        raise ConfigError(f"config.task.dataset = {config.task.dataset!r}: {error}") from error
     train, size = splits["train"], dict(spec.sizes)["train"]
     count = len(train["prompt_id"])
     right = float(np.mean(train["form"] != traced.FORMS.index("destructive")))

@@ -254,6 +254,8 @@ def test_bad_files_end_in_one_line(tmp_path, capsys, name):
         (["--synthetic", "--positive-share", "1.5"], "--positive-share = 1.5"),
         (["--synthetic", "--positive-share", "0.5"], "only work together"),
         (["--synthetic", "--columns", "prompt=x"], "'prompt=x'"),
+        (["--synthetic", "--columns", "reward=x,reward=y"], "names 'reward' twice"),
+        (["--synthetic", "--threshold", "nan"], "--threshold = nan"),
         (["--synthetic", "--confidense", "0.9"], "--confidense"),
         (["--synthetic", "--seed", "x"], "--seed"),
     ],

@@ -219,6 +219,7 @@ BAD = [
     ("group_size=1", "config.group_size = 1; allowed is >= 2 for a group baseline"),
     ("steps=41", "config.steps = 41; allowed is a multiple of 10, evaluation.every"),
     ("seeds=0", "config.seeds = 0; allowed is > 0"),
+    ("seed=-1", "config.seed = -1; allowed is >= 0"),
     ("task.labels=2000", "config.task.labels = 2000; allowed is [1, 1200]"),
     ("arms.backward=noise,backwards", "did you mean 'backward'?"),
     ("claims_at.kl_coefficient=0.3", "config.claims_at.kl_coefficient = 0.3; allowed is 0.0, 0.2"),

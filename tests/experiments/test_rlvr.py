@@ -86,6 +86,7 @@ def test_configs_are_valid(path, variant):
         ({"model.heads": "3"}, "model.heads = 3"),
         ({"sampler.temperature": "1e-20"}, "temperature = 1e-20; allowed is >= 1e-06"),
         ({"optimizer.b2": "1.0"}, "optimizer.b2 = 1.0"),
+        ({"seed": "-1"}, "config.seed = -1; allowed is"),
         ({"tune.kl_coefficient": "()"}, "tune.kl_coefficient is not set"),
     ],
 )

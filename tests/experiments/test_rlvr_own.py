@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import gsm_symbolic, lp_reg
+from configs import gsm_symbolic, lp_reg, noise_corrected_grpo
 from experiments import rlvr_config, rlvr_model, rlvr_problem, rlvr_programs, rlvr_stages
 from jaxreward.policies import tabular
 from jaxreward.training.exits import ConfigError
@@ -90,6 +90,20 @@ def test_a_config_may_compare_tuned_arms_only():
     config.settings, config.claims.grpo.setting = ("tuned",), "equal"
     with pytest.raises(ConfigError, match="config.claims.grpo.setting = 'equal'; allowed is tuned"):
         rlvr_config.validate(config)
+
+
+def test_data_that_cannot_be_used(tmp_path):
+    config = noise_corrected_grpo.get_config("smoke")
+    config.task.alphabet = "jaxreward.rewards.patterns:ANSWER_FORM"
+    with pytest.raises(ConfigError, match="ANSWER_FORM"):
+        rlvr_problem.load_problem(config, str(tmp_path))
+    config.task.alphabet = "string:ascii_lowercase"
+    said = "config.task.dataset = 'random_calculation/digits': .* holds the character"
+    with pytest.raises(ConfigError, match=said):
+        rlvr_problem.load_problem(config, str(tmp_path))
+    config.task.dataset = "random_calculation/nope"
+    with pytest.raises(ConfigError, match="config.task.dataset = .* has no config 'nope'"):
+        rlvr_problem.load_problem(config, str(tmp_path))
 
 
 def test_data_whose_package_is_missing(tmp_path, monkeypatch):

@@ -80,3 +80,17 @@ def test_arms_and_claims_are_checked():
         del config.arms["half"]
     with pytest.raises(ConfigError, match="half"):
         supervised.validate(config)
+
+
+def test_data_that_cannot_be_used(tmp_path):
+    from experiments import supervised_training
+
+    config = config_lib.load_config(CONFIG + ":smoke")
+    arm = next(iter(config.arms))
+    for change, said in (
+        ({"task.dataset": "nowhere"}, "config.task.dataset = 'nowhere': dataset = 'nowhere'"),
+        ({"task.alphabet": "string:punctuation"}, "config.task.dataset = 'traced.*allowed are"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            changed = config_lib.override(config, change)
+            supervised_training.load_data(changed, arm, str(tmp_path))
