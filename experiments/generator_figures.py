@@ -70,6 +70,8 @@ def draw_curves(axes: Any, found: Found, metric: str, smooth: int = 20) -> None:
         width = max(1, own[metric].shape[1] // smooth)
         x = np.mean(own[BUDGET], axis=0)[width - 1 :]
         series = {arm: moving_mean(own[metric], width)}
+        if not np.isfinite(series[arm]).all(axis=0).any():
+            continue  # rewards that never came; a logarithmic axis without points is refused
         figures.curves(axes, x, series, xlabel="budget of the arm", ylabel=PANELS[metric])
         if len(x) == 1:
             axes.lines[-1].set_marker("o")

@@ -246,6 +246,8 @@ def test_figures(tmp_path):
     short = {"one": {name: values[:, :1] for name, values in named.items()}}
     generator_figures.draw_reward(None, short, None, axes[0])
     assert axes[0].lines[-1].get_marker() == "o"  # a line of one point would not be seen
+    down = {"one": {**named, generator_figures.REWARD: np.full((3, 40), np.nan)}}
+    assert [p.name for p in generator_figures.draw(down, tmp_path)] == ["curves.png"]
     found = {"plain": {"samples": images[..., 0]}}
     assert [p.name for p in generator_figures.draw(found, tmp_path)] == ["samples.png"]
     assert generator_figures.draw({"base": {"reward": np.ones(3)}}, tmp_path) == []
