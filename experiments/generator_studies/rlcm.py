@@ -288,7 +288,8 @@ def compare(found: dict[str, dict[str, Any]], settings: ml_collections.ConfigDic
         own["gain/end_of_training"] = curve[-1] - own["curve/reward"][0]
         there = curve >= goal
         first = jnp.where(jnp.any(there), jnp.argmax(there) + 1, settings.iterations)
-        own["calls/to_goal"] = first.astype(jnp.float32) * per_iteration
+        needed = first.astype(jnp.float32) * per_iteration
+        own["calls/to_goal"] = jnp.where(jnp.isfinite(goal), needed, jnp.nan)
         own["goal_reached"] = jnp.any(there).astype(jnp.float32)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), found)
 
