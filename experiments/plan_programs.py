@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 
 from experiments import arms
 from jaxreward.networks.transformer_config import TransformerConfig
-from jaxreward.policies.language import Prompts, language_policy
+from jaxreward.policies.language import Layout, Prompts, language_policy
 from jaxreward.training import sharding
 from jaxreward.training.config import build
-from jaxreward.training.step import make_update_step, map_in_parts, sample_key
+from jaxreward.training.gradient import map_in_parts
+from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.types import Trajectories, make_signal
 
 
@@ -70,8 +71,8 @@ def programs(job: Job, mesh: Mesh, accumulate: int) -> list[Program]:
       ValueError: the prompts cannot be split over the mesh and the micro-batches.
     """
     sharding.check_batch(mesh, job.prompts, accumulate)
-    policy = make_policy(job, mesh)
-    step = _update_step(job, policy, accumulate)
+    policy = make_policy(job, sharding.language_layout(job.network, mesh))
+    step = _update_step(job, mesh, policy, accumulate)
     state, shardings = _state(job, mesh, policy, step)
     weights = _reference(job, state.params)
     whole = per_device(state)
@@ -100,8 +101,8 @@ def programs(job: Job, mesh: Mesh, accumulate: int) -> list[Program]:
     ]
 
 
-def make_policy(job: Job, mesh: Mesh):
-    """The policy, laid out on the mesh."""
+def make_policy(job: Job, layout: Layout):
+    """The policy in a layout of the mesh."""
     sampler = job.config.sampler
     return language_policy(
         job.network,
@@ -111,7 +112,7 @@ def make_policy(job: Job, mesh: Mesh):
         temperature=sampler.temperature,
         top_k=sampler.top_k,
         top_p=sampler.top_p,
-        layout=sharding.language_layout(job.network, mesh),
+        layout=layout,
     )
 
 
@@ -123,13 +124,16 @@ def per_device(tree: Any) -> float:
     )
 
 
-def _update_step(job: Job, policy, accumulate: int):
-    config = job.config
-    loss = build(config.loss, policy=policy, kl_coefficient=config.hyper.kl_coefficient)
+def _update_step(job: Job, mesh: Mesh, policy, accumulate: int):
+    """As `experiments.rlvr_mesh` builds it."""
+    config, copies = job.config, sharding.are_copies(mesh)
+    learner = make_policy(job, sharding.copy_layout(mesh)) if copies else policy
+    loss = build(config.loss, policy=learner, kl_coefficient=config.hyper.kl_coefficient)
     optimizer = build(config.optimizer, learning_rate=config.hyper.learning_rate)
     chain = arms.build_arms(config)[job.arm]
+    options = dict(accumulate=accumulate, spike_factor=config.safety.spike_factor)
     return make_update_step(
-        loss, chain, optimizer, accumulate=accumulate, spike_factor=config.safety.spike_factor
+        loss, chain, optimizer, mesh=mesh if copies else None, **options
     )
 
 

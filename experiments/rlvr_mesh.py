@@ -182,11 +182,15 @@ def _parts(config: Any, flags: dict[str, Any], mesh, problem, verification) -> _
     name = flags["arm"] or next(iter(config.controls), next(iter(chains)))
     if name not in chains:
         raise ConfigError(f"--arm = {name!r}; allowed are {', '.join(chains)}")
+    copies = sharding.are_copies(mesh)
+    own = sharding.copy_layout(mesh) if copies else layout
+    learner = rlvr_model.make_policy(config, problem.model, own)
     step = make_update_step(
-        build(config.loss, policy=policy, kl_coefficient=config.hyper.kl_coefficient),
+        build(config.loss, policy=learner, kl_coefficient=config.hyper.kl_coefficient),
         chains[name],
         build(config.optimizer, learning_rate=config.hyper.learning_rate),
         accumulate=flags["accumulate"],
+        mesh=mesh if copies else None,
         spike_factor=config.safety.spike_factor,
     )
     return _Parts(mesh, policy, step, config.group_size, flags["accumulate"], verification)
@@ -227,7 +231,8 @@ def _iteration(parts: _Parts, state, reference):
 
 
 def _roll_out(parts: _Parts, state, reference, prompts):
-    from jaxreward.training.step import map_in_parts, sample_key
+    from jaxreward.training.gradient import map_in_parts
+    from jaxreward.training.step import sample_key
 
     key = sample_key(state)
     trajectories = parts.policy.sample(state.params, key, prompts, parts.group_size)

@@ -88,15 +88,13 @@ def make_iteration():
     names = ("width", "intermediate", "layers", "heads", "kv_heads")
     config = TransformerConfig(SHAPES["vocabulary"], **{name: SHAPES[name] for name in names})
     mesh = sharding.make_mesh()
-    policy = language.language_policy(
-        config,
-        max_new_tokens=SHAPES["new_tokens"],
-        stop_tokens=(2,),
-        pad_token=0,
-        layout=sharding.language_layout(config, mesh),
-    )
-    loss = policy_objective(policy, normalize="token")
-    step = make_update_step(loss, advantage.grpo(), optax.adamw(1e-4), accumulate=8)
+    decoding = dict(max_new_tokens=SHAPES["new_tokens"], stop_tokens=(2,), pad_token=0)
+    whole, own = sharding.language_layout(config, mesh), sharding.copy_layout(mesh)
+    policy = language.language_policy(config, layout=whole, **decoding)
+    learner = language.language_policy(config, layout=own, **decoding)
+    loss = policy_objective(learner, normalize="token")
+    options = dict(accumulate=8, mesh=mesh)
+    step = make_update_step(loss, advantage.grpo(), optax.adamw(1e-4), **options)
     tokens = 3 + jnp.arange(SHAPES["prompt_length"], dtype=jnp.int32) % 10
     shape = (SHAPES["prompts"], SHAPES["prompt_length"])
     lengths = jnp.full(shape[:1], shape[1], jnp.int32)

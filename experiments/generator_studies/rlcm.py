@@ -22,7 +22,8 @@ from jaxreward.search import accounting
 from jaxreward.search.accounting import Spent
 from jaxreward.training import check
 from jaxreward.training.exits import ConfigError
-from jaxreward.training.step import make_update_step, sample_key, split_prompts
+from jaxreward.training.gradient import split_prompts
+from jaxreward.training.step import make_update_step, sample_key
 from jaxreward.transforms.prompt_statistics import prompt_statistics
 from jaxreward.types import Policy, make_signal
 

@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxreward import masked
 from jaxreward.checks import Number, check_choice, check_number
+from jaxreward.losses.reduction import with_weight
 from jaxreward.losses.regularization import KL_ESTIMATORS, kl_estimate
 from jaxreward.types import Policy, Signal, StepScores
 
@@ -106,8 +107,8 @@ def policy_loss(
     Metrics: `policy/ratio_mean`, `policy/ratio_max`, the size of its logarithm in nats as
     `policy/log_ratio_abs_mean` and `_max`, and `policy/clip_fraction` over decisions
     that count; `policy/dead_groups`, share of the groups with a sample that counts whose
-    advantages are all 0; with `truncation`, `policy/truncated_fraction`; `loss/weight`, the
-    denominator, by which micro-batches are averaged.
+    advantages are all 0; with `truncation`, `policy/truncated_fraction`; `weight/loss` and, for
+    each mean NAME of these, `weight/NAME`, the denominators, by which micro-batches are averaged.
 
     Raises:
       ValueError: an unknown choice, a number out of its range, or one of `truncation` and
@@ -128,11 +129,10 @@ def policy_loss(
         size = _behaviour_ratio(old_log_probs, behaviour_log_probs, mask, truncation_level)
         value = value * jnp.minimum(size, truncation)
         cut = (size > truncation).astype(jnp.float32)
-        metrics["policy/truncated_fraction"] = masked.mean(cut, mask)
+        cut = {"policy/truncated_fraction": masked.mean(cut, mask)}
+        metrics.update(with_weight(cut, masked.count(mask)))
     loss, weight = average(-value, mask, weights, normalize=normalize, max_length=max_length)
-    metrics["policy/dead_groups"] = _dead_groups(advantages, mask)
-    metrics["loss/weight"] = weight
-    return loss, metrics
+    return loss, {**metrics, **_dead_groups(advantages, mask), "weight/loss": weight}
 
 
 def policy_objective(
@@ -321,30 +321,36 @@ def _old_log_probs(signal: Signal, log_probs: Array, old: str) -> Array:
 def _ratio_metrics(surrogate: Surrogate, mask: Array) -> dict[str, jax.Array]:
     ratio = jax.lax.stop_gradient(surrogate.ratio)
     size = jnp.abs(jnp.log(jnp.where(mask, ratio, 1.0)))
-    return {
+    means = {
         "policy/ratio_mean": masked.mean(ratio, mask),
-        "policy/ratio_max": masked.maximum(ratio, mask),
         "policy/log_ratio_abs_mean": masked.mean(size, mask),
-        "policy/log_ratio_abs_max": masked.maximum(size, mask),
         "policy/clip_fraction": masked.mean(surrogate.clipped.astype(jnp.float32), mask),
     }
+    largest = {
+        "policy/ratio_max": masked.maximum(ratio, mask),
+        "policy/log_ratio_abs_max": masked.maximum(size, mask),
+    }
+    return {**with_weight(means, masked.count(mask)), **largest}
 
 
-def _dead_groups(advantages: Array, mask: Array) -> Array:
+def _dead_groups(advantages: Array, mask: Array) -> dict[str, jax.Array]:
     dead = jnp.all(advantages == 0, axis=(1, 2)).astype(jnp.float32)
-    return masked.mean(dead, jnp.any(mask, axis=(1, 2)))
+    there = jnp.any(mask, axis=(1, 2))
+    return with_weight({"policy/dead_groups": masked.mean(dead, there)}, masked.count(there))
 
 
 def _policy_metrics(signal: Signal, scores: StepScores, mask: Array) -> dict[str, jax.Array]:
     scores = jax.lax.stop_gradient(scores)
-    metrics = {
-        "policy/entropy": masked.mean(scores.entropies, mask),
-        "policy/length": jnp.mean(signal.trajectories.lengths.astype(jnp.float32)),
-    }
+    lengths = signal.trajectories.lengths.astype(jnp.float32)
+    of_all = {"policy/length": jnp.mean(lengths)}
+    counted = {"policy/entropy": masked.mean(scores.entropies, mask)}
     reference = signal.aux.get("reference_log_probs")
     if reference is not None:
-        metrics["policy/kl"] = masked.mean(kl_estimate(scores.log_probs, reference, mask), mask)
-    return metrics
+        counted["policy/kl"] = masked.mean(kl_estimate(scores.log_probs, reference, mask), mask)
+    return {
+        **with_weight(counted, masked.count(mask)),
+        **with_weight(of_all, jnp.asarray(lengths.size, jnp.float32)),
+    }
 
 
 def _check_surrogate(ratio: str, objective: str, clip_low, clip_high, dual_clip) -> None:

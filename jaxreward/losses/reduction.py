@@ -17,6 +17,9 @@ from jaxreward import masked
 from jaxreward.checks import Number, check_choice, check_number
 
 DIVISORS = ("weights", "batch")
+WEIGHT = "weight/"
+"""Metrics of a loss whose names begin so are the denominators of its averages: `weight/loss` of the
+loss, `weight/NAME` of the metric NAME. `training.gradient` averages parts of a batch by them."""
 
 
 def where_known(
@@ -89,6 +92,13 @@ def soft_minimum(
     raised = jnp.exp(-(jnp.where(counted, losses, least) - least) / temperature)
     average = mean(raised, weights, axis_name=axis_name)
     return least - temperature * jnp.log(jnp.where(average > 0, average, 1.0))
+
+
+def with_weight(
+    metrics: dict[str, Float[Array, ""]], weight: Float[Array, ""]
+) -> dict[str, Float[Array, ""]]:
+    """The metrics, all means over so many, with their weights."""
+    return {**metrics, **{f"{WEIGHT}{name}": weight for name in metrics}}
 
 
 def or_one(losses: Float[Array, "B"], weights: Float[Array, "B"] | None) -> Float[Array, "B"]:

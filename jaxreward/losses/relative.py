@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxreward import masked
 from jaxreward.checks import Number, check_number
+from jaxreward.losses.reduction import with_weight
 from jaxreward.types import Policy, Signal
 
 
@@ -44,10 +45,8 @@ def relative_objective(
         gap = lambda x: x[:, 0::2] - x[:, 1::2]
         both = signal.mask[:, 0::2] & signal.mask[:, 1::2]
         off = eta * gap(ratio) - gap(jax.lax.stop_gradient(signal.advantages))
-        metrics = {
-            "policy/log_ratio_abs_mean": masked.mean(jnp.abs(ratio), signal.mask),
-            "loss/weight": masked.count(both),
-        }
-        return masked.mean(jnp.square(off), both), metrics
+        size = {"policy/log_ratio_abs_mean": masked.mean(jnp.abs(ratio), signal.mask)}
+        metrics = with_weight(size, masked.count(signal.mask))
+        return masked.mean(jnp.square(off), both), {**metrics, "weight/loss": masked.count(both)}
 
     return loss

@@ -87,6 +87,11 @@ def check_batch(mesh: AnyMesh, prompts: int, accumulate: int = 1) -> None:
         )
 
 
+def are_copies(mesh: AnyMesh) -> bool:
+    """Whether every device of the mesh holds the model whole."""
+    return mesh.shape[FSDP] == mesh.shape[TENSOR] == 1
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays with leading axis `[P]`: rewards, prompts, trajectories."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
@@ -235,6 +240,24 @@ def language_layout(config: TransformerConfig, mesh: Mesh) -> Layout:
     return Layout(stream, placed(whole), placed(rows), _linear_log_prob(mesh))
 
 
+def copy_layout(mesh: Mesh) -> Layout:
+    """The layout inside one device's share of a step over copies (`make_update_step(mesh=...)`)."""
+
+    def linear_log_prob(hidden, head, targets, temperature):
+        return _own_log_prob(mesh, hidden, head.astype(hidden.dtype), targets, temperature)
+
+    return Layout(linear_log_prob=linear_log_prob)
+
+
+def _own_log_prob(mesh: Mesh, hidden, head, targets, temperature):
+    """The kernel on what one device holds, rows `[P, G, S]`."""
+    rows, options = hidden.reshape(-1, hidden.shape[-1]), head_options(mesh, head.shape[1])
+    found = linear.linear_log_prob(
+        rows, head, targets.reshape(-1), temperature=temperature, **options
+    )
+    return tuple(part.reshape(targets.shape) for part in found[:2])
+
+
 def _as_used(config: TransformerConfig) -> Callable[[Any, jax.Array], jax.Array]:
     """Parameters in the type of the activations, but for the norms', which stay as they are."""
 
@@ -268,18 +291,13 @@ def _linear_log_prob(mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
     tokens = PartitionSpec(BATCH, None, TENSOR)
 
     def split(hidden, head, targets, temperature):
-        options = head_options(mesh, head.shape[1])
         parts = _fitted(PartitionSpec(FSDP, TENSOR), head.shape, mesh)
 
         def own(hidden, head, targets, temperature):
             for axis, name in enumerate(parts):
                 if name is not None:
                     head = jax.lax.all_gather(head, name, axis=axis, tiled=True)
-            rows, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-            found = linear.linear_log_prob(
-                rows, head, wanted, temperature=temperature, **options
-            )
-            return tuple(part.reshape(targets.shape) for part in found[:2])
+            return _own_log_prob(mesh, hidden, head, targets, temperature)
 
         # The outputs are split over every axis, so nothing replicated needs to be checked.
         specs = dict(in_specs=(tokens, parts, tokens, PartitionSpec()), out_specs=(tokens, tokens))

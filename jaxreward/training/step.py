@@ -15,17 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxreward.pytree import pytree_dataclass
+from jaxreward.training import sharding
+from jaxreward.training.gradient import LossFn, average_gradient
 from jaxreward.training.precision import apply_updates
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal
-
-LossFn = Callable[[Any, Signal], tuple[jax.Array, dict[str, jax.Array]]]
-"""`(params, signal) -> (float32 scalar, metrics)`; see `losses.policy.policy_objective`.
-
-The metric `LOSS_WEIGHT`, if there, is the denominator of the loss's average."""
-
-LOSS_WEIGHT = "loss/weight"
-
 
 @pytree_dataclass
 class TrainState:
@@ -72,6 +66,7 @@ def make_update_step(
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
+    mesh: sharding.AnyMesh | None = None,
     spike_factor: float = 0.0,
 ) -> UpdateStep:
     """Builds the update step of a policy whose `loss` reads `signal.advantages`.
@@ -80,16 +75,19 @@ def make_update_step(
       loss: the objective, closed over the policy.
       transform: the reward chain; it must set `advantages`.
       optimizer: optax transformation.
-      accumulate: number of micro-batches the prompts are split into. Losses and gradients are
-        averaged by the `LOSS_WEIGHT` of each micro-batch (equally without one), so they are
-        those of the whole batch under every normalisation of `losses.policy`. Metrics of the
-        loss are averaged by the same weights, whatever they are means of, so they may differ
-        from the whole batch's where micro-batches differ; one ending in `_max` is the largest.
+      accumulate: number of micro-batches the prompts are split into. Losses, gradients and metrics
+        are averaged by the weights that the loss tells with them (see `gradient.LossFn`), so they
+        are those of the whole batch under every normalisation of `losses.policy`.
+      mesh: for copies of one model on several devices, from `sharding.make_mesh`: each device
+        differentiates the loss of its own prompts, and gradients are summed over devices once in
+        a step. The loss must then not place arrays itself (a policy without a layout). Without it
+        `jit` splits the work as the arguments lie, and sums once for each micro-batch.
       spike_factor: skip a step whose gradient norm exceeds this many times the running mean
         norm of the steps taken, once ten with a gradient were (0 turns it off).
 
     Raises:
-      ValueError: the transform never sets advantages, `accumulate` < 1, `spike_factor` < 0.
+      ValueError: the transform never sets advantages, `accumulate` < 1, `spike_factor` < 0, a mesh
+        that splits more than prompts.
     """
     if "advantages" not in transform.spec.writes:
         raise ValueError(
@@ -98,6 +96,8 @@ def make_update_step(
         )
     if accumulate < 1:
         raise ValueError(f"accumulate = {accumulate}; allowed is >= 1")
+    if mesh is not None and not sharding.are_copies(mesh):
+        raise ValueError(f"mesh of {dict(mesh.shape)}; allowed are copies, split over data alone")
     if not spike_factor >= 0:
         raise ValueError(f"spike_factor = {spike_factor}; allowed is >= 0")
 
@@ -114,7 +114,7 @@ def make_update_step(
         return dataclasses.replace(state, chain_state=chain_state), signal
 
     def learn(state: TrainState, signal: Signal) -> tuple[TrainState, dict[str, jax.Array]]:
-        value, metrics, grads = _accumulated_gradient(loss, state.params, signal, accumulate)
+        value, metrics, grads = average_gradient(loss, state.params, signal, accumulate, mesh)
         norm = _norm(grads)
         state = _apply(optimizer, spike_factor, state, value, norm, grads)
         metrics = {
@@ -167,80 +167,6 @@ def _apply(
         skipped=state.skipped + bad,
         skipped_in_a_row=bad * (state.skipped_in_a_row + 1),
     )
-
-
-def _accumulated_gradient(loss: LossFn, params: Any, signal: Signal, parts: int):
-    """Loss, metrics and gradient of the whole batch from those of `parts` micro-batches."""
-    grad_fn = jax.value_and_grad(loss, has_aux=True)
-    if parts == 1:
-        (value, metrics), grads = grad_fn(params, signal)
-        return value, {k: v for k, v in metrics.items() if k != LOSS_WEIGHT}, grads
-
-    def weighed(part):
-        (value, metrics), grads = grad_fn(params, part)
-        weight = metrics.get(LOSS_WEIGHT, jnp.ones((), jnp.float32))
-        largest = {k: v for k, v in metrics.items() if k.endswith("_max")}
-        means = {k: v for k, v in metrics.items() if k not in largest and k != LOSS_WEIGHT}
-        sums = jax.tree.map(lambda x: x.astype(jnp.float32) * weight, (value, means, grads))
-        # A micro-batch in which nothing counts must not enter, whatever its values are.
-        sums = jax.tree.map(lambda x: jnp.where(weight > 0, x, 0.0), sums)
-        return (weight, sums), largest
-
-    def body(total, part):
-        (before, largest), (own, new) = total, weighed(part)
-        larger = jax.tree.map(jnp.maximum, largest, new)
-        return (jax.tree.map(jnp.add, before, own), larger), None
-
-    micro = split_prompts(signal, parts)
-    shapes = jax.eval_shape(weighed, jax.tree.map(lambda x: x[0], micro))
-    start = tuple(
-        jax.tree.map(lambda s, fill=fill: jnp.full(s.shape, fill, s.dtype), tree)
-        for tree, fill in zip(shapes, (0.0, -jnp.inf))
-    )
-    ((weight, sums), largest), _ = jax.lax.scan(body, start, micro)
-    weight = jnp.where(weight > 0, weight, 1.0)
-    value, means, grads = jax.tree.map(lambda x: x / weight, sums)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-    return value, {**means, **largest}, grads
-
-
-def split_prompts(signal: Signal, parts: int) -> Signal:
-    """The signal with prompts split into a new leading axis of `parts`; metrics dropped.
-
-    Part `i` holds prompts `i, i + parts, ...`: prompts sharded over devices stay where they are.
-
-    Raises:
-      ValueError: the number of prompts is not divisible by `parts`.
-    """
-    return _split(signal.replace(metrics={}, rates=None), parts)
-
-
-def map_in_parts(function: Callable[[Any], Any], tree: Any, parts: int) -> Any:
-    """`function(tree)` computed for `parts` micro-batches one after the other.
-
-    Args:
-      function: of a tree with leading axis `[P]` to one with the same leading axis, each prompt
-        for itself, such as the reference's log-probabilities of trajectories.
-      tree: its argument.
-      parts: number of micro-batches, as for `split_prompts`.
-
-    Raises:
-      ValueError: the number of prompts is not divisible by `parts`.
-    """
-    if parts == 1:
-        return function(tree)
-    made = jax.lax.map(function, _split(tree, parts))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((-1,) + x.shape[2:]), made)
-
-
-def _split(tree: Any, parts: int) -> Any:
-    prompts = jax.tree.leaves(tree)[0].shape[0]
-    if prompts % parts:
-        raise ValueError(
-            f"{prompts} prompts cannot be split into {parts} micro-batches; allowed are divisors"
-        )
-    split = lambda x: x.reshape((prompts // parts, parts) + x.shape[1:])
-    return jax.tree.map(lambda x: jnp.swapaxes(split(x), 0, 1), tree)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -356,8 +356,11 @@ def test_metrics():
         "policy/log_ratio_abs_max": np.log(2.0),
         "policy/clip_fraction": 2 / 6,
         "policy/dead_groups": 0.5,  # the live advantage of the second group does not count
-        "loss/weight": 6.0,
+        "weight/loss": 6.0,
+        "weight/policy/dead_groups": 2.0,
     }
+    decisions = ("ratio_mean", "log_ratio_abs_mean", "clip_fraction")
+    expected |= {f"weight/policy/{name}": 6.0 for name in decisions}
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)

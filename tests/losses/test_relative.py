@@ -30,7 +30,7 @@ def test_one_pair():
     pair = signal([[[0.01, 0.03], [0.01, 0.01]]], [[1.0, -0.5]])
     loss, metrics = relative_objective(POLICY)(jnp.float32(1.0), pair)
     np.testing.assert_allclose(loss, 2.1904, rtol=1e-6)
-    assert metrics["loss/weight"] == 1.0
+    assert metrics["weight/loss"] == 1.0
 
 
 def test_at_the_old_policy_the_gradient_is_that_of_the_policy_gradient():

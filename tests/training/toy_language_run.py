@@ -53,7 +53,7 @@ def true_rewards(tokens):
     return (even > 0).astype(jnp.float32)
 
 
-def make_step(policy, learning_rate, accumulate=1):
+def make_step(policy, learning_rate, accumulate=1, mesh=None):
     """The update step; the ratio is to the trainer's own scores before the update.
 
     Without the entropy term the loss would be a sum of advantages that nearly cancel, of which
@@ -63,7 +63,7 @@ def make_step(policy, learning_rate, accumulate=1):
         policy, old="recomputed", normalize="token", entropy_coefficient=0.1
     )
     optimizer = optax.adam(learning_rate, b1=0.9, b2=0.99)
-    return make_update_step(loss, make_chain(), optimizer, accumulate=accumulate)
+    return make_update_step(loss, make_chain(), optimizer, accumulate=accumulate, mesh=mesh)
 
 
 def init(key):
@@ -88,13 +88,19 @@ def learn(step, state, trajectories, old_log_probs, true):
     return step.update(state, signal)
 
 
-def iteration(mesh, accumulate=1):
-    """`(state, prompts, learning_rate) -> (state, metrics)`, jitted for a mesh."""
+def iteration(mesh, accumulate=1, copies=False):
+    """`(state, prompts, learning_rate) -> (state, metrics)`, jitted for a mesh.
+
+    As `copies`, each device differentiates the loss of its own prompts by itself.
+    """
     policy = make_policy(sharding.language_layout(CONFIG, mesh))
+    own = dict(policy=policy)
+    if copies:
+        own = dict(policy=make_policy(sharding.copy_layout(mesh)), mesh=mesh)
 
     def run(state, prompts, learning_rate):
         trajectories, scores = roll_out(policy, state, prompts)
-        step = make_step(policy, learning_rate, accumulate)
+        step = make_step(learning_rate=learning_rate, accumulate=accumulate, **own)
         true = true_rewards(trajectories.actions)
         state, metrics = learn(step, state, trajectories, scores, true)
         gap = jnp.where(trajectories.mask, scores - trajectories.log_probs, 0.0)
