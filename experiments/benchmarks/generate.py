@@ -26,6 +26,8 @@ BAR = 3.0
 QUICK, FULL = 5, 40
 PAUSE = 0.3
 """Seconds before a turn, in which the other's threads stop waiting for work and sleep."""
+IN_A_ROW = 3
+"""Runs of a turn, as in training, after one that wakes the threads and is not counted."""
 
 
 def cases() -> dict[str, Any]:
@@ -80,6 +82,8 @@ def run(workdir: str, quick: bool) -> dict[str, Any]:
 
 def _measure(folder: pathlib.Path, programs, repeats: int, there: bool) -> dict[str, Any]:
     """Seconds of both, turn by turn, the agreement, and the compilations while timing."""
+    import numpy as np
+
     from experiments.benchmarks import timing
 
     twin = _start(folder) if there else None
@@ -94,10 +98,10 @@ def _measure(folder: pathlib.Path, programs, repeats: int, there: bool) -> dict[
             with timing.compilations() as compiled:
                 for _ in range(repeats):
                     time.sleep(PAUSE)
-                    ours += timing.seconds(program.run, repeats=1, warm=False)
+                    ours.append(np.mean(timing.seconds(program.run, repeats=IN_A_ROW)))
                     if twin:
                         time.sleep(PAUSE)
-                        theirs.append(_ask(twin, ["time", name, own["threads"]]))
+                        theirs.append(_ask(twin, ["time", name, own["threads"], IN_A_ROW]))
             found[name] = {**own, "jaxreward": ours, "torch": theirs, "compiled": compiled[0]}
         return found
     finally:
@@ -125,11 +129,10 @@ def _ask(twin: subprocess.Popen, task: list) -> Any:
 
 def _best_threads(twin: subprocess.Popen, name: str, repeats: int) -> int:
     """The number of threads at which PyTorch is fastest on the cores of this process."""
-    median = {}
+    mean = {}
     for threads in range(1, len(os.sched_getaffinity(0)) + 1):
-        taken = sorted(_ask(twin, ["time", name, threads]) for _ in range(repeats + 1))
-        median[threads] = taken[len(taken) // 2]
-    return min(median, key=median.get)
+        mean[threads] = _ask(twin, ["time", name, threads, repeats])
+    return min(mean, key=mean.get)
 
 
 def _agreement(found: dict[str, Any], path: str) -> dict[str, float]:

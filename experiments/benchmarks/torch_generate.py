@@ -1,10 +1,11 @@
 """The work of `generate` in eager PyTorch, as a process that answers line by line.
 
 `python -m experiments.benchmarks.torch_generate DIR` reads the files that `generate` wrote to
-DIR and then, from standard input, lines such as `["check", "rlcm"]` and `["time", "reno", 2]`
-(the last is the number of threads). It answers each with one JSON line, the seconds of one
-run, or writes `DIR/NAME_found.npz` and answers its path. A process of its own, so that the
-threads of the two frameworks do not share one; while one works the other waits.
+DIR and then, from standard input, lines such as `["check", "rlcm"]` and `["time", "reno", 2, 3]`
+(with 2 threads, three runs in a row after one that is not counted). It answers each with one JSON
+line, the mean seconds of a run, or writes `DIR/NAME_found.npz` and answers its path. A process of
+its own, so that the threads of the two frameworks do not share one; while one works the other
+waits.
 """
 
 import functools
@@ -42,18 +43,25 @@ def main(argv: list[str]) -> None:
     print(json.dumps(torch.__version__), flush=True)
     works: dict[str, Work] = {}
     for line in sys.stdin:
-        task, name, *threads = json.loads(line)
+        task, name, *how = json.loads(line)
         if name not in works:
             works[name] = _load(folder, name)
-        torch.set_num_threads(threads[0] if threads else torch.get_num_threads())
         if task == "check":
             answer: Any = str(folder / f"{name}_found.npz")
             np.savez(answer, **works[name].check())
         else:
-            start = time.perf_counter()
-            works[name].run()
-            answer = time.perf_counter() - start
+            answer = _timed(works[name], *how)
         print(json.dumps(answer), flush=True)
+
+
+def _timed(work: Work, threads: int, repeats: int) -> float:
+    """Mean seconds of a run."""
+    torch.set_num_threads(threads)
+    work.run()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work.run()
+    return (time.perf_counter() - start) / repeats
 
 
 def _load(folder: pathlib.Path, name: str) -> Work:
