@@ -143,8 +143,11 @@ def same_command_twice(root: pathlib.Path) -> tuple[bool, str]:
         command = [argument.replace("{workdir}", str(folder)) for argument in RUN]
         subprocess.run(command, check=True, capture_output=True)
         prints.append(faults.fingerprint_run(folder))
-    same = prints[0] == prints[1]
-    return same and len(prints[0]) > 0, f"{len(prints[0])} files and arrays compared"
+    names = sorted({*prints[0], *prints[1]})
+    different = [name for name in names if prints[0].get(name) != prints[1].get(name)]
+    detail = f"{len(names)} files and arrays compared"
+    detail += f"; {len(different)} differ, first {different[0]}" if different else ""
+    return not different and len(names) > 0, detail
 
 
 def config_refusals(root: pathlib.Path) -> tuple[bool, str]:

@@ -4,12 +4,15 @@ import hashlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import time
 from typing import Callable, NamedTuple, Sequence
 
 from jaxreward.training import checkpoint, files
+
+_ATTEMPTS = 3
 
 DAMAGES = ("delete", "truncate", "zero", "flip")
 """Kinds of damage; `flip` inverts one bit in the middle."""
@@ -94,8 +97,10 @@ def kill_and_resume(
     Args:
       command: argument list; `{workdir}` in an argument is replaced by the run's folder.
       workdir: a new folder; holds `unbroken` and one folder per instant.
-      instants: each a fraction in [0, 1) of the time that the unbroken run took, or `save:k`:
-        when the folder of its k-th save (from 1) is being written.
+      instants: each a fraction in [0, 1) of the time that a run takes, or `save:k`: when the
+        folder of its k-th save (from 1) is being written. A run that ends before its instant
+        (the unbroken one took longer: it compiled, or the machine was busy) says how long runs
+        take, and is done again, twice at most.
       timeout_s: limit of one run, seconds.
 
     Returns:
@@ -115,7 +120,13 @@ def kill_and_resume(
     outcomes = []
     for number, instant in enumerate(instants):
         folder = root / f"killed_{number}"
-        killed = _run_and_kill(command, folder, _due(instant, duration, folder), timeout_s)
+        for attempt in range(_ATTEMPTS):
+            start = time.monotonic()
+            killed = _run_and_kill(command, folder, _due(instant, duration, folder), timeout_s)
+            if killed or attempt == _ATTEMPTS - 1:
+                break
+            duration = min(duration, time.monotonic() - start)
+            shutil.rmtree(folder, ignore_errors=True)
         error = _run(command, folder, timeout_s)
         found = {} if error else fingerprint_run(folder)
         different = [n for n in sorted({*expected, *found}) if expected.get(n) != found.get(n)]

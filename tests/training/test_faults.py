@@ -2,6 +2,7 @@
 
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -52,6 +53,29 @@ def test_a_run_that_cannot_continue_is_found_out(tmp_path):
 def test_a_run_that_ends_before_it_is_killed_is_told_apart(tmp_path):
     (outcome,) = outcomes(tmp_path, "honest", ["save:9"])
     assert not outcome.killed and outcome.equal
+
+
+def test_a_run_that_is_quicker_than_the_unbroken_one_is_done_again(tmp_path, monkeypatch):
+    took = iter([30.0, 2.0, 10.0])  # seconds: the unbroken run, then those to be killed
+    asked = []
+
+    def run_and_kill(command, folder, due, timeout_s):
+        end = time.monotonic() + next(took) / 100
+        folder.mkdir()
+        asked.append(folder)
+        while time.monotonic() < end:
+            if due():
+                return True
+        return False
+
+    def run(command, folder, timeout_s):
+        if folder.name == "unbroken":
+            time.sleep(next(took) / 100)
+
+    monkeypatch.setattr(faults, "_run_and_kill", run_and_kill)
+    monkeypatch.setattr(faults, "_run", run)
+    (outcome,) = faults.kill_and_resume([], tmp_path / "runs", [0.5])
+    assert outcome.killed and outcome.equal and len(asked) == 2
 
 
 def test_a_command_that_fails_by_itself(tmp_path):
