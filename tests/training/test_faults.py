@@ -2,7 +2,7 @@
 
 import sys
 import textwrap
-import time
+import types
 
 import pytest
 
@@ -56,26 +56,23 @@ def test_a_run_that_ends_before_it_is_killed_is_told_apart(tmp_path):
 
 
 def test_a_run_that_is_quicker_than_the_unbroken_one_is_done_again(tmp_path, monkeypatch):
-    took = iter([30.0, 2.0, 10.0])  # seconds: the unbroken run, then those to be killed
-    asked = []
+    clock, took = [0.0], iter([30.0, 2.0, 10.0])  # seconds: unbroken, then those to be killed
+    monkeypatch.setattr(faults, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
 
     def run_and_kill(command, folder, due, timeout_s):
-        end = time.monotonic() + next(took) / 100
         folder.mkdir()
-        asked.append(folder)
-        while time.monotonic() < end:
-            if due():
-                return True
-        return False
+        end = clock[0] + next(took)
+        while clock[0] < end and not due():
+            clock[0] += 0.125
+        return clock[0] < end
 
     def run(command, folder, timeout_s):
-        if folder.name == "unbroken":
-            time.sleep(next(took) / 100)
+        clock[0] += next(took) if folder.name == "unbroken" else 0.0
 
     monkeypatch.setattr(faults, "_run_and_kill", run_and_kill)
     monkeypatch.setattr(faults, "_run", run)
     (outcome,) = faults.kill_and_resume([], tmp_path / "runs", [0.5])
-    assert outcome.killed and outcome.equal and len(asked) == 2
+    assert outcome.killed and outcome.equal and clock[0] == 33.0
 
 
 def test_a_command_that_fails_by_itself(tmp_path):
