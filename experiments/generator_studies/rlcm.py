@@ -241,7 +241,7 @@ def _loss(policy: Policy, arm: ml_collections.ConfigDict):
 
 
 def _optimizer(learning_rate: Any, settings: ml_collections.ConfigDict):
-    """Adam behind a clip, its rate falling towards a third of what three runs would end at."""
+    """Adam behind a clip; its rate falls as if three runs would end at 0, so two thirds are left."""
     updates = 3 * settings.iterations * settings.updates
     schedule = optax.linear_schedule(learning_rate, 0.0, updates)
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
