@@ -36,6 +36,7 @@ from jaxreward.training.exits import ConfigError
 
 FORMS = ("module:function", "jit:module:function")
 IMAGE = (digits.SIDE, digits.SIDE, 1)
+_SAMPLE = (jax.ShapeDtypeStruct(IMAGE, jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
 
 Reward = Callable[[Array, Array], Array]
 """`(images [..., H, W, C], labels [...], or what broadcasts to it) -> float32 [...]`, NaN where
@@ -138,7 +139,15 @@ def _resolve(value: str) -> Any:
 
 def _try(value: str, function: Any, seed: int) -> None:
     """Raises ConfigError unless it gives a number for some real digit."""
-    own = function.function if isinstance(function, opaque.HostReward) else function
+    own = function
+    if isinstance(function, opaque.HostReward):
+        own = function.function
+        try:
+            jax.eval_shape(function.score, *_SAMPLE)
+        except ValueError as error:
+            raise ConfigError(
+                f"config.study.reward = {value!r}: {error}; allowed is on_host(..., axes=(3, 0))"
+            ) from error
     data = digits.load(seed).generator
     images, labels = np.asarray(data.images), np.asarray(data.labels)
     first = None
@@ -156,12 +165,11 @@ def _try(value: str, function: Any, seed: int) -> None:
 def _trace(value: str, function: Callable, gradient: bool) -> None:
     """Raises ConfigError unless jax can trace it, and differentiate it where it must."""
     own = lambda image, label: jnp.asarray(function(image, label))
-    given = jax.ShapeDtypeStruct(IMAGE, jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     needed = "; allowed is a function of jax, (image, label) -> number"
     try:
-        found = jax.eval_shape(own, *given)
+        found = jax.eval_shape(own, *_SAMPLE)
         if found.shape == () and gradient:
-            jax.eval_shape(jax.grad(lambda *sample: own(*sample).astype(jnp.float32)), *given)
+            jax.eval_shape(jax.grad(lambda *sample: own(*sample).astype(jnp.float32)), *_SAMPLE)
     except Exception as error:
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ConfigError(

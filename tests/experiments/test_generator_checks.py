@@ -121,6 +121,7 @@ WRONG_REWARDS = {
     "slope": ("rg_lcd:own_direct_smoke", "jit:" + OWN + "behind", "cannot be traced .*JVP"),
     "host": ("rg_lcd:own_direct_smoke", OWN + "score", HOST_ONLY),
     "ready": ("rg_lcd:own_direct_smoke", OWN + "TIMED", HOST_ONLY),
+    "axes": ("rlcm", OWN + "FLAT", r"FLAT': arguments of shapes .*; allowed is on_host\(..., axes=.3, 0"),
     "own": ("rg_lcd:own_smoke", "ink", "reward = 'ink'; allowed is module:function or jit:module:fun"),
     "unset": ("find:own_smoke", None, "reward = None; allowed is module:function or jit:module:func"),
 }
@@ -164,6 +165,7 @@ def behind(image, label):
 
 
 TIMED = on_host(score, axes=(3, 0), timeout_s=5.0)
+FLAT = on_host(score, axes=(1, 0))
 
 
 @pytest.mark.parametrize("name", WRONG_REWARDS)
