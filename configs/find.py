@@ -35,8 +35,10 @@ VARIANTS = ("", "smoke", "ode", "own", "own_smoke")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg`: "", "ode" (the sampler adds no noise of its own), "own" (the same with your reward),
-    "own_smoke" or "smoke" (seconds)."""
+    """`arg`: "", "ode" (the sampler adds no noise of its own), "own" (the same with your reward).
+
+    "smoke" and "own_smoke" take seconds.
+    """
     if arg not in VARIANTS:
         raise ValueError(f"variant {arg!r}; allowed are 'ode', 'own', 'own_smoke', 'smoke' or none")
     mine, smoke = arg.startswith("own"), arg.endswith("smoke")

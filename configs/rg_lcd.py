@@ -29,8 +29,10 @@ from configs.study import claim, study
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """`arg`: "", "own" (your reward), "own_direct" (one that can be differentiated), or each of
-    them as "smoke", "own_smoke", "own_direct_smoke" (seconds)."""
+    """`arg`: "", "own" (your reward) or "own_direct" (one that can be differentiated).
+
+    "smoke", "own_smoke" and "own_direct_smoke" take seconds.
+    """
     if arg not in VARIANTS:
         raise ValueError(f"variant {arg!r}; allowed are {', '.join(VARIANTS[1:])} or none")
     name, smoke = arg.removesuffix("smoke").strip("_"), arg.endswith("smoke")

@@ -39,8 +39,7 @@ IMAGE = (digits.SIDE, digits.SIDE, 1)
 _SAMPLE = (jax.ShapeDtypeStruct(IMAGE, jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
 
 Reward = Callable[[Array, Array], Array]
-"""`(images [..., H, W, C], labels [...], or what broadcasts to it) -> float32 [...]`, NaN where
-missing."""
+"""`(images [..., H, W, C], labels [...]) -> float32 [...]`, NaN where missing; labels broadcast."""
 
 
 def is_own(value: str) -> bool:

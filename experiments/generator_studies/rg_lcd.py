@@ -198,8 +198,10 @@ def checkerboard_energy(flat: Float[Array, "N F"]) -> Float[Array, "N"]:
 
 
 def make_reward(settings: ml_collections.ConfigDict, classifier: Any) -> own_reward.Reward:
-    """Of flat pixels: a user's own, or log-probability of the class and a bonus for checkerboards
-    that nobody meant."""
+    """Of flat pixels: log-probability of the class and a bonus for checkerboards that nobody meant.
+
+    Or a user's own.
+    """
     if "reward" in settings:
         own, shape = own_reward.make(settings.reward), (-1, *own_reward.IMAGE)
         return lambda flat, labels: own(flat.reshape(shape), labels)
