@@ -111,7 +111,8 @@ def language_policy(
       layout: on several devices, `training.sharding.language_layout`.
 
     Raises:
-      ValueError: a setting is out of range, or an id is not in the vocabulary.
+      ValueError: a setting is out of range, or an id is not in the vocabulary; from the policy's
+        functions, no prompts, prompts of no tokens, a group of none.
     """
     decoding = Decoding(max_new_tokens, tuple(stop_tokens), pad_token, temperature, top_k, top_p)
     _check(config, decoding)
@@ -120,9 +121,11 @@ def language_policy(
     def sample(params: Any, key: jax.Array, prompts: Prompts, group_size: int) -> Trajectories:
         if group_size < 1:
             raise ValueError(f"group_size = {group_size}; allowed is >= 1")
+        _check_prompts(prompts)
         return _sample(network, decoding, layout.to_sample(params), key, prompts, group_size)
 
     def linear_scores(params: Any, trajectories: Trajectories) -> LinearScores:
+        _check_prompts(trajectories.prompts)
         params = layout.to_score(params)
         hidden = response_hidden(network, params, trajectories.prompts, trajectories.actions)
         targets = jnp.where(trajectories.mask, trajectories.actions, -1)
@@ -275,6 +278,11 @@ def _stops(token: Array, decoding: Decoding) -> Array:
     for stop in decoding.stop_tokens:
         stops = stops | (token == stop)
     return stops
+
+
+def _check_prompts(prompts: Prompts) -> None:
+    if 0 in prompts.tokens.shape:
+        raise ValueError(f"prompts.tokens has shape {prompts.tokens.shape}; allowed are axes >= 1")
 
 
 def _check(config: TransformerConfig, decoding: Decoding) -> None:

@@ -282,3 +282,7 @@ def test_bad_settings_are_refused(settings, name):
 def test_an_empty_group_is_refused():
     with pytest.raises(ValueError, match="group_size = 0; allowed"):
         make().sample(params(), jax.random.key(0), PROMPTS, 0)
+    for shape in ((0, 3), (2, 0)):
+        nothing = Prompts(jnp.zeros(shape, jnp.int32), jnp.ones(shape[0], jnp.int32))
+        with pytest.raises(ValueError, match=r"prompts.tokens has shape .* allowed are axes >= 1"):
+            make().sample(params(), jax.random.key(0), nothing, 2)
