@@ -69,8 +69,8 @@ def binary(false_positive, false_negative) -> Channel:
     """A binary channel from its two rates, which broadcast against each other.
 
     Args:
-      false_positive: P(observed 1 | true 0), in [0, 1).
-      false_negative: P(observed 0 | true 1), in [0, 1).
+      false_positive: P(observed 1 | true 0), in [0, 1].
+      false_negative: P(observed 0 | true 1), in [0, 1].
 
     Raises:
       ValueError: a concrete rate is outside [0, 1].

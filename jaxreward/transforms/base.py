@@ -346,7 +346,11 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
 
     Args:
       transform: any transform.
-      num_prompts: size of the data set; ids must lie in `[0, num_prompts)`.
+      num_prompts: size of the data set. A prompt whose id is outside `[0, num_prompts)` starts
+        from the transform's initial state each time, and its state is not kept.
+
+    Raises:
+      ValueError: `num_prompts` < 1.
     """
     if num_prompts < 1:
         raise ValueError(f"num_prompts = {num_prompts}; allowed is >= 1")
@@ -365,10 +369,14 @@ def per_prompt(transform: RewardTransform, num_prompts: int) -> RewardTransform:
         ids = signal.aux["prompt_id"]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
         before, signal = signal.metrics, _rates_by_prompt(signal.replace(metrics={}))
-        rows = jax.tree.map(lambda leaf: leaf[ids], table)
+        inside = (ids >= 0) & (ids < num_prompts)  # jax would take the nearest, or from the end
+        rows = jax.tree.map(lambda leaf: leaf[jnp.where(inside, ids, 0)], table)
+        rows = jax.tree.map(
+            lambda leaf, first: jnp.where(_like(inside, leaf), leaf, first), rows, transform.init()
+        )
         groups = jax.tree.map(lambda leaf: leaf[:, None], signal)
         groups, recorded, rows = jax.vmap(one_group)(keys, groups, rows)
-        last = _last_of_each(ids, num_prompts)
+        last = _last_of_each(jnp.where(inside, ids, num_prompts), num_prompts)
         table = jax.tree.map(lambda leaf, new: leaf.at[last].set(new, mode="drop"), table, rows)
         metrics = {name: jnp.mean(value) for name, value in recorded.items()}
         after = jax.tree.map(lambda leaf: leaf[:, 0], groups)

@@ -129,9 +129,9 @@ def gaussian(std: Number) -> RewardTransform:
     """Adds independent Gaussian noise of standard deviation `std` >= 0.
 
     Raises:
-      ValueError: `std` is negative.
+      ValueError: `std` is negative or not finite.
     """
-    check_number("std", std, lambda value: value >= 0, ">= 0")
+    check_number("std", std, lambda x: (x >= 0) & (x < float("inf")), ">= 0 and finite")
 
     def update(key: jax.Array, signal: Signal) -> Signal:
         shape = signal.rewards.shape[1:]

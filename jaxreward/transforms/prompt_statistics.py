@@ -35,7 +35,8 @@ def prompt_statistics(
     """Advantage `(reward - mean) / (std + epsilon)` over the prompt's last `buffer` rewards.
 
     The new rewards are in the buffer first, in the order of the batch, also where a prompt stands
-    in several rows. A prompt with fewer than `min_count` uses mean and deviation of the batch.
+    in several rows. A prompt with fewer than `min_count`, or with an id outside
+    `[0, num_prompts)`, uses mean and deviation of the batch.
     Deviations are the population's; where one is 0 the advantage is exactly 0.
 
     Args:
@@ -66,6 +67,7 @@ def prompt_statistics(
             raise ValueError(f"rewards have shape {signal.rewards.shape}; allowed is [P, G]")
         shape = signal.rewards.shape
         ids = jnp.repeat(signal.aux["prompt_id"], shape[1])
+        ids = jnp.where((ids < 0) | (ids >= num_prompts), num_prompts, ids)  # a row of its own
         rewards, there = signal.rewards.reshape(-1), signal.mask.reshape(-1)
         state = _append(state, ids, rewards, there)
         mean, variance = _statistics(state, ids, rewards, there, min_count)
@@ -100,7 +102,7 @@ def _statistics(
     buffer = state.rewards.shape[1]
     kept, seen = state.rewards[ids], state.seen[ids]
     filled = jnp.arange(buffer, dtype=jnp.int32)[None, :] < seen[:, None]
-    enough = seen >= min_count
+    enough = (seen >= min_count) & (ids < state.seen.shape[0])
     choose = lambda own, batch: jnp.where(enough, own, batch)
     mean = choose(masked.mean(kept, filled, axis=1), masked.mean(rewards, there))
     variance = choose(masked.var(kept, filled, axis=1), masked.var(rewards, there))

@@ -399,6 +399,16 @@ def test_of_a_prompt_that_stands_twice_the_last_row_stays():
     np.testing.assert_array_equal(state[0], [0, 8, 0, 4])
 
 
+def test_a_prompt_outside_the_table_reads_and_changes_nobody():
+    table = base.per_prompt(running_mean(), 3)
+    signal = signal_of([[1, 1], [1, 1], [1, 1]], prompt_id=jnp.array([2, 3, -1]))
+    _, state = run(table, signal)
+    np.testing.assert_array_equal(state[1], [0, 0, 2])
+    after, state = run(table, signal.replace(rewards=jnp.zeros((3, 2))), state)
+    np.testing.assert_array_equal(after.rewards, [[0.5, 0.5], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(state[1], [0, 0, 4])
+
+
 def test_rates_by_prompt_stay_rates_by_prompt():
     table = base.per_prompt(rates.appeals(rechecks_positives=True, prior_strength=0.0), 3)
     rewards = np.tile([[1.0], [0.0]], (2, 30)).reshape(2, 60)  # half accepted

@@ -300,6 +300,8 @@ def test_wrong_input_is_refused():
                 make(rate)
     with pytest.raises(ValueError, match="std = -1.0; allowed is >= 0"):
         noise.gaussian(-1.0)
+    with pytest.raises(ValueError, match="std = inf; allowed is >= 0 and finite"):
+        noise.gaussian(float("inf"))
     with pytest.raises(ValueError, match="values has 2 entries; allowed are 3"):
         noise.levels(channels.symmetric(0.1, 3), (0.0, 1.0))
     with pytest.raises(ValueError, match="sum to 1"):

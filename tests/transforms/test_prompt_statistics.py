@@ -65,6 +65,16 @@ def test_against_lists():
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
 
 
+def test_a_prompt_outside_the_buffers_uses_the_batch():
+    transform = statistics.prompt_statistics(2, buffer=4, min_count=2)
+    batches = [([1, 2, -1], [[1.0, 3.0], [1.0, 3.0], [2.0, 2.0]])]
+    (found,), state = run(transform, batches)
+    np.testing.assert_array_equal(state.seen, [0, 2])
+    deviation = np.std([1, 3, 1, 3, 2, 2])
+    np.testing.assert_allclose(found[0], [-1, 1], rtol=1e-5)
+    np.testing.assert_allclose(found[1], np.array([-1, 1]) / deviation, rtol=1e-5)
+
+
 def test_equal_rewards_in_a_full_buffer_give_nothing():
     """Check 7 of the card of RLCM."""
     transform = statistics.prompt_statistics(1, buffer=4, min_count=4)
