@@ -199,8 +199,8 @@ def _pytest(files: tuple[str, ...]) -> tuple[bool, str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *files], capture_output=True, text=True
     )
-    summary = [line for line in done.stdout.splitlines() if "passed" in line or "failed" in line]
-    return done.returncode == 0, summary[-1].strip("= ") if summary else done.stdout[-200:]
+    lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
+    return done.returncode == 0, lines[-1].strip("= ")  # pytest ends with its counts
 
 
 if __name__ == "__main__":
