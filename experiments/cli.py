@@ -99,10 +99,15 @@ def main(
         _main(run, argv, flags, validate, prepare, may_differ)
 
 
-def spread_over_cores() -> None:
+def spread_over_cores(least: int = 1) -> None:
     """Lets jax see one CPU device per core, for runners that split their work over devices.
 
     Not where the environment says how many there are, and not once jax has started.
+
+    Args:
+      least: devices, also on fewer cores. A process has as many threads to run devices as it sees
+        devices. Two of a program's sums over devices that are computed side by side, or a call of
+        the host, hold a thread each until all devices have come, who may then have none left.
     """
     import jax
 
@@ -110,7 +115,8 @@ def spread_over_cores() -> None:
         return
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            count = max(least, len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 @contextlib.contextmanager

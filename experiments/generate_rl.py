@@ -20,6 +20,9 @@ See `experiments.generator_studies.own_reward`.
 import ml_collections
 import numpy as np
 
+THREADS = 8
+"""Least number of devices that are seen where the samples are split over some of them."""
+
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Runs the study and reports. `config` has passed `validate`."""
@@ -35,8 +38,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError, naming the key, the value and what is allowed."""
-    from experiments import generator_checks, studies
+    from experiments import cli, generator_checks, studies
 
+    if config.study.get("devices", 1) != 1:
+        cli.spread_over_cores(least=THREADS)
     studies.validate(config)
     generator_checks.validate(config)
 
