@@ -64,8 +64,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.study.generator.update(dict(features=16, layers=1, steps=4, batch=8))
         config.study.distillation.steps = 2
         config.study.group_size, config.study.arms.ddpo_20.steps = 2, 3
-        for name in ("rlcm_4_released", "rlcm_4_rebel"):
+        for name in ("rlcm_2", "rlcm_4_released", "rlcm_4_rebel"):
             del config.study.arms[name]
+        del config.claims.two_steps
     return config
 
 

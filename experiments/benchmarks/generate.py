@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 BAR = 3.0
-QUICK, FULL = 5, 40
+QUICK, FULL = 5, 15
 PAUSE = 0.3
 """Seconds before a turn, in which the other's threads stop waiting for work and sleep."""
 IN_A_ROW = 3

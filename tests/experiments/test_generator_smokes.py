@@ -11,6 +11,7 @@ import smokes
 from experiments import generator_figures as figures
 
 STUDIES = ("carinox", "find", "golden_noise", "reno", "rg_lcd", "rlcm", "ttsnap")
+SLOW = ("carinox", "golden_noise", "rg_lcd")  # to compile; their parts have tests of their own
 WITHOUT_CURVES = {
     "find": {"base"}, "rg_lcd": {"teacher_2", "teacher_50"},
     "carinox": {"sound_rewards", "wrong_reward"},
@@ -40,7 +41,9 @@ def own_rewards(monkeypatch):
     monkeypatch.setattr(smokes, "variant", with_reward)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in STUDIES]
+)
 def test_smoke(name, tmp_path, capsys):
     # of two prompts Kendall's rank correlation may be of ties alone
     config, results = smokes.run(name, tmp_path, undefined=("kendall",))

@@ -184,7 +184,7 @@ def test_equal_tokens_hide_the_query(key):
 @pytest.mark.parametrize("head", [heads.Scalar(), heads.HierarchicalQuery(2)])
 def test_on_a_transformer_padding_does_not_matter(key, head):
     network = heads.on_transformer(CONFIG, head, (1, 2))
-    params = network.init(key)
+    params = jax.jit(network.init)(key)
     here = network.apply(params, TOKENS, LENGTHS)
     there = network.apply(params, TOKENS.at[1, 2:].set(9), LENGTHS)
     np.testing.assert_allclose(here, there, atol=1e-5)
@@ -196,7 +196,7 @@ def test_on_a_transformer_padding_does_not_matter(key, head):
 def test_further_arguments_reach_the_head(key):
     ends = jnp.array([[0, 3], [1, -1]])
     network = heads.on_transformer(CONFIG, heads.StepScores(), extra=(jnp.zeros((1, 1), int),))
-    found = network.apply(network.init(key), TOKENS, LENGTHS, ends)
+    found = network.apply(jax.jit(network.init)(key), TOKENS, LENGTHS, ends)
     assert found.shape == (2, 2) and found[1, 1] == 0 and found[1, 0] != 0
 
 

@@ -14,7 +14,7 @@ def small(**changes):
 def made(key, network, channels=1):
     noise = jax.random.normal(key, (3, channels, 4, 6))
     prompts = jax.random.normal(jax.random.key(1), (3, 2, 5))
-    return network.init(key, noise[0], prompts[0]), noise, prompts
+    return jax.jit(network.init)(key, noise[0], prompts[0]), noise, prompts
 
 
 def test_fold_of_the_card():
@@ -150,16 +150,15 @@ def test_odd_noises(shape, key):
     network = NoiseMap(hidden=4, wide=4, channels=2)
     noises = jax.random.normal(key, (2, *shape))
     prompts = jax.random.normal(jax.random.key(1), (2, 3))
-    params = network.init(key, noises[0], prompts[0])
+    params = jax.jit(network.init)(key, noises[0], prompts[0])
     moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    alone = jax.jit(network.apply)
     mapped = jax.jit(lambda p, z: noise_map.map_batch(network.apply, p, z, prompts))(moved, noises)
     assert mapped.shape == noises.shape and np.all(np.isfinite(mapped))
     for i in range(2):
-        np.testing.assert_allclose(
-            mapped[i], network.apply(moved, noises[i], prompts[i]), atol=1e-5
-        )
+        np.testing.assert_allclose(mapped[i], alone(moved, noises[i], prompts[i]), atol=1e-5)
     apply = lambda p: noise_map.map_batch(network.apply, p, noises, prompts)
-    grads = jax.grad(lambda p: jnp.sum(jnp.square(apply(p))))(moved)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(apply(p)))))(moved)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
 

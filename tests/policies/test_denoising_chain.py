@@ -208,7 +208,7 @@ def test_sharing_conditions_changes_nothing(key):
     )
     network, shape = diffusion.make_network(config), (2, 2, 1)
     moved = lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape)
-    params = jax.tree.map(moved, network.init(key))
+    params = jax.tree.map(moved, jax.jit(network.init)(key))
     function = consistency.consistency_function(network.apply, TABLE, CLEAN)
     chain = consistency.consistency_chain(function, TABLE, consistency.grid(3))
     prompts, found = diffusion.Condition(labels=jnp.array([0, 2, 1])), []
@@ -216,8 +216,10 @@ def test_sharing_conditions_changes_nothing(key):
         policy = chains.denoising_policy(chain, network.init, shape, shared=shared)
         trajectories = jax.jit(policy.sample, static_argnums=3)(params, key, prompts, GROUP)
         score = lambda params: policy.log_prob(params, trajectories).log_probs
-        np.testing.assert_allclose(score(params), trajectories.log_probs, atol=1e-5)
-        found.append((trajectories, jax.grad(lambda params: jnp.sum(score(params)))(params)))
+        total = lambda params: (jnp.sum(score(params)), score(params))
+        grads, scores = jax.jit(jax.grad(total, has_aux=True))(params)
+        np.testing.assert_allclose(scores, trajectories.log_probs, atol=1e-5)
+        found.append((trajectories, grads))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *found)
     shown = found[0][0].outputs
     assert shown.shape == (3, GROUP, *shape) and len(np.unique(shown)) == shown.size

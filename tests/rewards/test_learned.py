@@ -39,7 +39,7 @@ def features(count, key=jax.random.key(5)):
 
 def test_a_perceptron_is_its_formula(key):
     model = learned.mlp_reward_model(3, (4,), "relu")
-    params, x = model.init(key), features(6)
+    params, x = jax.jit(model.init)(key), features(6)
     dense = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"][None]
     expected = dense("out", jax.nn.relu(dense("layer_0", x)))[:, 0]
     np.testing.assert_allclose(model.score(params, x), expected, atol=1e-6)
@@ -48,14 +48,14 @@ def test_a_perceptron_is_its_formula(key):
 def test_a_text_model_scores_empty_texts_as_missing(key):
     model = learned.text_reward_model(CONFIG, heads.Gaussian())
     texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 0], jnp.int32))
-    scores = model.score(model.init(key), texts)
+    scores = model.score(jax.jit(model.init)(key), texts)
     assert scores.shape == (2,) and np.isfinite(scores[0]) and np.isnan(scores[1])
 
 
 def test_a_trunk_may_be_loaded(key):
     model = learned.text_reward_model(CONFIG)
     texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 2], jnp.int32))
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
     other = {**params, "trunk": transformer.init(CONFIG, jax.random.key(7))}
     assert not np.allclose(model.score(params, texts), model.score(other, texts))
 
@@ -73,7 +73,7 @@ def test_bad_perceptrons(arguments, message):
 def test_scores_of_steps_are_put_together(key, aggregation):
     """The same parameters read by the head itself, at the ends of two, one and no steps."""
     model = learned.step_reward_model(CONFIG, (5,), aggregation)
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
     tokens = jnp.array([[1, 5, 2, 5, 3, 4], [1, 2, 3, 5, 0, 0], [1, 5, 0, 0, 0, 0]], jnp.int32)
     lengths = jnp.array([6, 4, 2], jnp.int32)
     spans = jnp.array([[1, 5], [1, 4], [1, 2]], jnp.int32)
@@ -95,7 +95,7 @@ def test_scores_of_steps_are_put_together(key, aggregation):
 def test_members_score_as_they_would_alone(key, shared):
     model = learned.mlp_reward_model(3, (4,))
     many = learned.ensemble(model, 3, shared=shared)
-    params, x = many.init(key), features(5)
+    params, x = jax.jit(many.init)(key), features(5)
     scores = jax.jit(many.score)(params, x)
     assert scores.shape == (3, 5)
     for member in range(3):
@@ -112,7 +112,7 @@ def test_members_score_as_they_would_alone(key, shared):
 def test_the_gradient_of_a_shared_trunk_is_the_sum(key):
     model = learned.mlp_reward_model(3, (4,))
     many = learned.ensemble(model, 3, shared=("layer_0",))
-    params, x = many.init(key), features(5)
+    params, x = jax.jit(many.init)(key), features(5)
     grads = jax.grad(lambda p: jnp.sum(many.score(p, x)))(params)
     parts = [
         jax.grad(lambda p: jnp.sum(model.score(p, x)))(
@@ -137,7 +137,7 @@ def test_bad_ensembles(key):
 def test_everybody_is_scored_by_their_own_parameters(key):
     model = learned.mlp_reward_model(3, (4,))
     many = learned.personalized(model, 2, shared=("layer_0",))
-    params, x = many.init(key), features(5)
+    params, x = jax.jit(many.init)(key), features(5)
     users = jnp.array([1, 0, 1, 2, -1], jnp.int32)
     found = jax.jit(many.score)(params, learned.OfUsers(x, users))
     for place in range(3):
@@ -253,7 +253,7 @@ def test_bad_items(items, block_size, message):
 )
 def test_what_is_saved_is_loaded(tmp_path, key, spec):
     model = learned_files.build(spec)
-    params = model.init(key)
+    params = jax.jit(model.init)(key)
     learned_files.save(tmp_path / "model", params, spec)
     loaded = learned_files.load(tmp_path / "model")
     assert loaded.spec == spec
@@ -261,7 +261,7 @@ def test_what_is_saved_is_loaded(tmp_path, key, spec):
     texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 2], jnp.int32))
     items = texts if spec["network"] == "text" else features(4)
     np.testing.assert_array_equal(
-        loaded.model.score(loaded.params, items), model.score(params, items)
+        jax.jit(loaded.model.score)(loaded.params, items), jax.jit(model.score)(params, items)
     )
 
 

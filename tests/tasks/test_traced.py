@@ -69,7 +69,7 @@ def right_share(program, inputs, intensity, count, **dials):
     ],
 )
 def test_card_check_3_share_of_right_answers(program, inputs, intensity, expected, dials):
-    count = 800
+    count = 400
     found = right_share(program, inputs, intensity, count, **dials)
     assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / count)
 
