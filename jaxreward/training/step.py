@@ -80,8 +80,8 @@ def make_update_step(
         are those of the whole batch under every normalisation of `losses.policy`.
       mesh: for copies of one model on several devices, from `sharding.make_mesh`: each device
         differentiates the loss of its own prompts, and gradients are summed over devices once in
-        a step. The loss must then not place arrays itself (a policy without a layout). Without it
-        `jit` splits the work as the arguments lie, and sums once for each micro-batch.
+        a step. The loss must then not place arrays itself (`sharding.copy_layout`). Without it `jit`
+        splits the work as the arguments lie, and sums once for each micro-batch.
       spike_factor: skip a step whose gradient norm exceeds this many times the running mean
         norm of the steps taken, once ten with a gradient were (0 turns it off).
 

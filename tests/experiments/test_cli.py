@@ -326,3 +326,10 @@ def test_killed_anywhere_a_run_continues_to_the_same_bytes(tmp_path):
     outcomes = faults.kill_and_resume(command, tmp_path / "runs", ["save:2", 0.4])
     assert [o.detail for o in outcomes] == ["", ""]
     assert all(o.equal and o.killed for o in outcomes)
+
+
+def test_a_run_that_is_split_sees_devices_enough_for_its_threads():
+    """And no more than the environment says, where it says how many there are."""
+    code = "from experiments import cli; cli.spread_over_cores(least=5); import jax; print({})"
+    assert processes.found("-c", code.format("jax.device_count()"), devices=None) >= 5
+    assert processes.found("-c", code.format("jax.device_count()"), devices=2) == 2
