@@ -8,8 +8,8 @@ images, loss and gradient of RLCM, every loss of the whole climb of ReNO. PyTorc
 of threads that is best for it, a fused optimizer and one call for all steps of a trajectory; here
 every case says whether its batch is split over the cores, which the smallest is too small for.
 
-Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 4.8 times (bar 3), with
-patches of 2 3.7, on the U-Net 2.6. RLCM 1.5, 1.4 and 0.8: its products are large enough that both
+Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 4.6 times (bar 3), with
+patches of 2 3.2, on the U-Net 2.6. RLCM 1.6, 1.3 and 0.9: its products are large enough that both
 sides spend most of their time in them, at the same rate; what is won there is the condition, which
 is encoded once for a group.
 """
