@@ -18,7 +18,6 @@ import hypothesis
 import jax
 import pytest
 
-processes.reuse_contexts()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -26,20 +26,6 @@ def compile_quickly():
     os.environ["XLA_FLAGS"] = " ".join([*flags, *(flag for flag in known if flag not in flags)])
 
 
-def reuse_contexts(most=200):
-    """Lowers so many programs in one MLIR context, which costs a third of a small program to make."""
-    from jax._src.interpreters import mlir
-
-    make, kept = mlir.make_ir_context, []
-
-    def context():
-        if not kept:
-            kept.extend([make()] * most)  # one is not kept for ever: it holds constants
-        return kept.pop()
-
-    mlir.make_ir_context = context
-
-
 def xla_flags(devices=None, optimized=False):
     """Flags for a process that sees so many devices, forced on the host, where a number is told."""
     flags = os.environ.get("XLA_FLAGS", "").split()
