@@ -26,7 +26,6 @@ Command: python -m experiments.generate_rl --config=configs/find.py --workdir=DI
 """
 
 import ml_collections
-
 from ml_collections import config_dict
 
 from configs.study import claim, study

@@ -21,6 +21,7 @@ from jaxreward.training.precision import apply_updates
 from jaxreward.transforms.base import RewardTransform
 from jaxreward.types import Signal
 
+
 @pytree_dataclass
 class TrainState:
     """Everything a run needs to continue bit for bit, beside the data position.
