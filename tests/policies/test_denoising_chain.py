@@ -1,5 +1,7 @@
 """Denoising samplers as policies."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,70 +51,83 @@ def all_chains():
 CHAINS = all_chains()
 
 
-@pytest.fixture(name="policy", params=CHAINS)
-def of_a_chain(request):
-    return chains.denoising_policy(CHAINS[request.param], init, SHAPE)
+COUNT = 800
 
 
-def test_log_probs_are_those_of_sampling(key, policy):
-    params = policy.init(key)
-    sample = jax.jit(policy.sample, static_argnums=3)
-    trajectories = sample(params, key, PROMPTS, GROUP)
+@functools.cache
+def sampled(name):
+    """A policy's samples, its scores of them, of the last prompt alone, and by its parameter."""
+    policy = chains.denoising_policy(CHAINS[name], init, SHAPE)
+
+    @jax.jit
+    def run(key):
+        params = policy.init(key)
+        trajectories = policy.sample(params, key, PROMPTS, COUNT)
+
+        def per_sample(scale):
+            found = policy.log_prob({**params, "scale": scale}, trajectories)
+            return jnp.sum(found.log_probs, axis=2).reshape(-1), found
+
+        slopes, scores = jax.jacfwd(per_sample, has_aux=True)(params["scale"])
+        alone = policy.log_prob(params, jax.tree.map(lambda leaf: leaf[1:], trajectories))
+        return trajectories, scores, alone, slopes
+
+    return jax.device_get(run(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_log_probs_are_those_of_sampling(name):
+    trajectories, scores, alone, _ = sampled(name)
     count = trajectories.actions.shape[2] - 1
-    assert trajectories.log_probs.shape == (2, GROUP, count)
-    assert trajectories.outputs.shape == (2, GROUP, *SHAPE) and trajectories.mask.all()
-    scores = jax.jit(policy.log_prob)(params, trajectories)
+    assert trajectories.log_probs.shape == (2, COUNT, count)
+    assert trajectories.outputs.shape == (2, COUNT, *SHAPE) and trajectories.mask.all()
     np.testing.assert_allclose(scores.log_probs, trajectories.log_probs, atol=1e-5)
-    part = lambda leaf: leaf[1:]
-    alone = policy.log_prob(params, jax.tree.map(part, trajectories))
     np.testing.assert_allclose(alone.log_probs, scores.log_probs[1:], atol=1e-5)
 
 
-def test_entropy_is_minus_the_mean_log_probability(key, policy):
-    params = policy.init(key)
-    trajectories = policy.sample(params, key, PROMPTS, 800)
-    scores = policy.log_prob(params, trajectories)
+@pytest.mark.parametrize("name", CHAINS)
+def test_entropy_is_minus_the_mean_log_probability(name):
+    _, scores, _, _ = sampled(name)
     off = scores.log_probs + scores.entropies
     # the mean of 6 squared normals over 6 has variance 2 / 6, halved: 1 / 12
     margin = 4 * (1 / 12 / 1600) ** 0.5
-    np.testing.assert_allclose(jnp.mean(off, axis=(0, 1)), 0.0, atol=margin)
+    np.testing.assert_allclose(np.mean(off, axis=(0, 1)), 0.0, atol=margin)
 
 
-def test_the_score_has_mean_zero(key, policy):
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_score_has_mean_zero(name):
     """The gradient of the log-probability averages to 0 over the policy's own samples."""
-    params = policy.init(key)
-    trajectories = policy.sample(params, key, PROMPTS, 800)
-
-    def per_sample(scale):
-        found = policy.log_prob({**params, "scale": scale}, trajectories)
-        return jnp.sum(found.log_probs, axis=2).reshape(-1)
-
-    scores = jax.jacfwd(per_sample)(params["scale"])
-    assert abs(jnp.mean(scores)) < 4 * jnp.std(scores) / 1600**0.5
-    assert jnp.std(scores) > 1e-3
+    *_, slopes = sampled(name)
+    assert abs(np.mean(slopes)) < 4 * np.std(slopes) / 1600**0.5
+    assert np.std(slopes) > 1e-3
 
 
 def test_sum_and_mean(key):
+    params = init(key)
     make = lambda reduction: chains.denoising_policy(
         CHAINS["sde"], init, SHAPE, reduction=reduction
     )
-    params = init(key)
-    mean, total = (make(name).sample(params, key, PROMPTS, GROUP) for name in chains.REDUCTIONS)
+    sample = lambda key: [make(how).sample(params, key, PROMPTS, GROUP) for how in chains.REDUCTIONS]
+    mean, total = jax.jit(sample)(key)
     np.testing.assert_allclose(total.log_probs, 6 * mean.log_probs, rtol=1e-5)
     np.testing.assert_array_equal(total.outputs, mean.outputs)
 
 
 def test_released_last_action_changes_no_picture(key):
-    made = [
-        chains.denoising_policy(CHAINS[name], init, SHAPE).sample(init(key), key, PROMPTS, GROUP)
-        for name in ("consistency", "released")
-    ]
-    assert made[0].log_probs.shape[2] + 1 == made[1].log_probs.shape[2] == 3
-    # another number of actions starts from other noise; from the same noise all is the same
-    params, states = init(key), made[1].actions.reshape((8, 4) + SHAPE)
-    condition = chains.repeat(PROMPTS, GROUP)
-    shown = CHAINS["consistency"].finish(params, states[:, 2], condition)
-    np.testing.assert_allclose(made[1].outputs.reshape((8,) + SHAPE), shown, atol=1e-6)
+    @jax.jit
+    def run(key):
+        params = init(key)
+        made = [
+            chains.denoising_policy(CHAINS[name], init, SHAPE).sample(params, key, PROMPTS, GROUP)
+            for name in ("consistency", "released")
+        ]
+        # another number of actions starts from other noise; from the same noise all is the same
+        states, condition = made[1].actions.reshape((8, 4) + SHAPE), chains.repeat(PROMPTS, GROUP)
+        return made, CHAINS["consistency"].finish(params, states[:, 2], condition)
+
+    (own, released), shown = run(key)
+    assert own.log_probs.shape[2] + 1 == released.log_probs.shape[2] == 3
+    np.testing.assert_allclose(released.outputs.reshape((8,) + SHAPE), shown, atol=1e-6)
 
 
 def test_log_density():
@@ -130,13 +145,14 @@ def test_log_density():
 @pytest.mark.parametrize("advantage_, loss, slope", [(2.0, -2.0002, 0.0), (-2.0, 2.0087301, 1.0)])
 def test_the_clip_of_rlcm(advantage_, loss, slope):
     """Check 3 of the card of RLCM."""
-    log_ratio = jnp.full((1, 1, 1), jnp.log(1.0043651))
     zero, mask = jnp.zeros((1, 1, 1)), jnp.ones((1, 1, 1), bool)
     value = lambda x: policy_loss(
         x, zero, jnp.full((1, 1), advantage_), mask, clip_low=1e-4, clip_high=1e-4
     )[0]
-    np.testing.assert_allclose(value(log_ratio), loss, rtol=2e-6)
-    np.testing.assert_allclose(jax.grad(value)(log_ratio).item(), 2.0087301 * slope, rtol=1e-5)
+    log_ratio = np.full((1, 1, 1), np.log(1.0043651), np.float32)
+    found, slope_found = jax.jit(jax.value_and_grad(value))(log_ratio)
+    np.testing.assert_allclose(found, loss, rtol=2e-6)
+    np.testing.assert_allclose(slope_found.item(), 2.0087301 * slope, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["consistency", "ddim", "sde"])
@@ -160,26 +176,32 @@ def test_learns_by_the_update_step_of_language_models(name):
     assert last > first + 8 * error
 
 
-def first_minibatch(rewards, transform, objective="clip"):
-    """Gradient of the loss at the policy that sampled, and the advantages."""
+@jax.jit
+def first_minibatch(rewards):
+    """Gradients at the policy that sampled, of both losses and by hand, and the advantages."""
     policy = chains.denoising_policy(CHAINS["consistency"], init, SHAPE)
     params = policy.init(jax.random.key(1))
     trajectories = policy.sample(params, jax.random.key(2), PROMPTS, GROUP)
     signal = make_signal(rewards, prompt_id=jnp.arange(2), trajectories=trajectories)
-    signal, _ = transform.update(jax.random.key(3), signal, transform.init())
-    loss = policy_objective(policy, objective=objective, clip_low=1e-4, clip_high=1e-4)
-    grads = jax.grad(lambda p: loss(p, signal)[0])(params)
-    return grads, signal.advantages, policy, params, trajectories
+    normalised = prompt_statistics(2, buffer=4, min_count=4)
+    signal, _ = normalised.update(jax.random.key(3), signal, normalised.init())
+
+    def loss(objective):
+        made = policy_objective(policy, objective=objective, clip_low=1e-4, clip_high=1e-4)
+        return lambda params: made(params, signal)[0]
+
+    def by_hand(params):
+        scores = policy.log_prob(params, trajectories)
+        return -jnp.mean(signal.advantages[:, :, None] * scores.log_probs)
+
+    losses = (loss("clip"), loss("reinforce"), by_hand)
+    return [jax.grad(each)(params) for each in losses], signal.advantages
 
 
 def test_on_the_first_minibatch_ppo_is_reinforce():
     """Check 7 of the card of RLCM: there the ratio is 1, so normalised rewards weigh the scores."""
     rewards = jnp.array([[1.0, 3.0, 5.0, 2.0], [0.0, 4.0, 1.0, 1.0]])
-    normalised = prompt_statistics(2, buffer=4, min_count=4)
-    clipped, advantages, policy, params, trajectories = first_minibatch(rewards, normalised)
-    plain = first_minibatch(rewards, normalised, "reinforce")[0]
-    scored = lambda p: policy.log_prob(p, trajectories).log_probs
-    by_hand = jax.grad(lambda p: -jnp.mean(advantages[:, :, None] * scored(p)))(params)
+    (clipped, plain, by_hand), _ = first_minibatch(rewards)
     for name in ("scale", "bias"):
         assert np.any(clipped[name] != 0)
         np.testing.assert_allclose(clipped[name], plain[name], rtol=1e-4, atol=1e-6)
@@ -188,11 +210,9 @@ def test_on_the_first_minibatch_ppo_is_reinforce():
 
 def test_equal_rewards_in_a_full_buffer_update_nothing():
     """Check 7 of the card of RLCM."""
-    grads, advantages, *_ = first_minibatch(
-        jnp.full((2, GROUP), 0.3), prompt_statistics(2, buffer=4, min_count=4)
-    )
+    (clipped, *_), advantages = first_minibatch(jnp.full((2, GROUP), 0.3))
     np.testing.assert_array_equal(advantages, 0.0)
-    for leaf in jax.tree.leaves(grads):
+    for leaf in jax.tree.leaves(clipped):
         np.testing.assert_array_equal(leaf, 0.0)
 
 
@@ -207,21 +227,25 @@ def test_sharing_conditions_changes_nothing(key):
         height=2, width=2, features=8, layers=1, heads=1, patch=1, classes=3
     )
     network, shape = diffusion.make_network(config), (2, 2, 1)
-    moved = lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape)
-    params = jax.tree.map(moved, jax.jit(network.init)(key))
     function = consistency.consistency_function(network.apply, TABLE, CLEAN)
     chain = consistency.consistency_chain(function, TABLE, consistency.grid(3))
-    prompts, found = diffusion.Condition(labels=jnp.array([0, 2, 1])), []
-    for shared in (False, True):
+    prompts = diffusion.Condition(labels=jnp.array([0, 2, 1]))
+
+    def run(params, shared):
         policy = chains.denoising_policy(chain, network.init, shape, shared=shared)
-        trajectories = jax.jit(policy.sample, static_argnums=3)(params, key, prompts, GROUP)
+        trajectories = policy.sample(params, key, prompts, GROUP)
         score = lambda params: policy.log_prob(params, trajectories).log_probs
         total = lambda params: (jnp.sum(score(params)), score(params))
-        grads, scores = jax.jit(jax.grad(total, has_aux=True))(params)
+        return trajectories, *jax.grad(total, has_aux=True)(params)
+
+    rng = np.random.default_rng(0)
+    moved = lambda p: np.asarray(p) + 0.3 * rng.standard_normal(p.shape, np.float32)
+    params = jax.tree.map(moved, jax.jit(network.init)(key))
+    both = jax.jit(lambda params: [run(params, shared) for shared in (False, True)])(params)
+    for trajectories, _, scores in both:
         np.testing.assert_allclose(scores, trajectories.log_probs, atol=1e-5)
-        found.append((trajectories, grads))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *found)
-    shown = found[0][0].outputs
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *both)
+    shown = both[0][0].outputs
     assert shown.shape == (3, GROUP, *shape) and len(np.unique(shown)) == shown.size
 
 
