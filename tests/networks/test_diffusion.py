@@ -34,15 +34,18 @@ def start(kind):
 def network(request):
     """Parameters that are not at their (zero) start, and the network."""
     params, apply = start(request.param)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)]
-    return jax.tree.unflatten(tree, moved), apply
+    rng = np.random.default_rng(1)
+    moved = lambda p: np.asarray(p) + 0.1 * rng.standard_normal(p.shape, np.float32)
+    return jax.tree.map(moved, params), apply
+
+
+def images(count):
+    return jnp.asarray(np.random.default_rng(2).standard_normal((count, 4, 8, 1), np.float32))
 
 
 @pytest.fixture(name="x")
-def images():
-    return jax.random.normal(jax.random.key(2), (3, 4, 8, 1))
+def three_images():
+    return images(3)
 
 
 @pytest.mark.parametrize("kind", diffusion.KINDS)
@@ -57,14 +60,20 @@ def test_every_input_matters_and_rows_do_not_mix(built, x):
     params, apply = built
     base = apply(params, x, TIME, CONDITION)
     assert base.shape == x.shape and np.all(np.isfinite(base))
+
+    def other(leaf, place, value):
+        leaf = np.array(leaf)
+        leaf[place] = value
+        return leaf
+
     tokens = CONDITION.tokens
     changed = {
-        "x": (x.at[0].add(1.0), TIME, CONDITION),
-        "time": (x, TIME.at[0].set(0.7), CONDITION),
-        "class": (x, TIME, CONDITION._replace(labels=CONDITION.labels.at[0].set(2))),
-        "token": (x, TIME, CONDITION._replace(tokens=tokens.at[0, 1].set(4))),
-        "order": (x, TIME, CONDITION._replace(tokens=tokens.at[0, :2].set(jnp.array([1, 0])))),
-        "guidance": (x, TIME, CONDITION._replace(guidance=CONDITION.guidance.at[0].set(3.0))),
+        "x": (other(x, 0, np.asarray(x)[0] + 1), TIME, CONDITION),
+        "time": (x, other(TIME, 0, 0.7), CONDITION),
+        "class": (x, TIME, CONDITION._replace(labels=other(CONDITION.labels, 0, 2))),
+        "token": (x, TIME, CONDITION._replace(tokens=other(tokens, (0, 1), 4))),
+        "order": (x, TIME, CONDITION._replace(tokens=other(tokens, (0, slice(2)), [1, 0]))),
+        "guidance": (x, TIME, CONDITION._replace(guidance=other(CONDITION.guidance, 0, 3.0))),
     }
     for name, inputs in changed.items():
         found = apply(params, *inputs)
@@ -91,12 +100,19 @@ def test_null_is_the_empty_condition(built, x):
     assert np.max(np.abs(found[:2] - base[:2])) > 1e-4
 
 
+@functools.cache
+def guided(apply):
+    return jax.jit(
+        lambda params, x, scale: flow.guided(apply, diffusion.null, scale)(params, x, TIME, CONDITION)
+    )
+
+
 @pytest.mark.parametrize("scale, same_as", [(1.0, "conditional"), (0.0, "null")])
 def test_guidance_between_conditional_and_null(built, x, scale, same_as):
     """Classifier-free guidance with weight 1 is the conditional output, with 0 the null one."""
     params, apply = built
     asked = {"conditional": CONDITION, "null": diffusion.null(CONDITION)}[same_as]
-    found = flow.guided(apply, diffusion.null, scale)(params, x, TIME, CONDITION)
+    found = guided(apply)(params, x, scale)
     np.testing.assert_allclose(found, apply(params, x, TIME, asked), atol=1e-5)
 
 
@@ -104,7 +120,7 @@ def test_guidance_between_conditional_and_null(built, x, scale, same_as):
 def test_rows_that_share_a_condition_are_as_if_each_had_its_own(built, scale):
     params, apply = built
     apply = apply if scale is None else flow.guided(apply, diffusion.null, scale)
-    x = jax.random.normal(jax.random.key(3), (6, 4, 8, 1))
+    x = images(6)
     each = lambda tree: jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), tree)
 
     def loss(params, time, condition):
@@ -112,7 +128,8 @@ def test_rows_that_share_a_condition_are_as_if_each_had_its_own(built, scale):
         return jnp.sum(jnp.sin(found)), found
 
     grad = jax.grad(loss, has_aux=True)
-    shared, own = grad(params, TIME, CONDITION), grad(params, *each((TIME, CONDITION)))
+    asked = (TIME, CONDITION)
+    shared, own = jax.jit(lambda params: (grad(params, *asked), grad(params, *each(asked))))(params)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
     jax.tree.map(close, shared, own)
     if scale is None:
@@ -123,25 +140,31 @@ def test_rows_that_share_a_condition_are_as_if_each_had_its_own(built, scale):
 def test_one_place_needs_no_attention(key):
     """A transformer of one patch: its queries and keys change nothing."""
     made = diffusion.make_network(DiffusionConfig(features=16, layers=1, patch=8, classes=2))
-    x, condition = jax.random.normal(key, (2, 8, 8, 1)), Condition(labels=jnp.array([0, 1]))
-    params = jax.tree.map(lambda leaf: leaf + 0.1, made.init(key))
-    grad = jax.grad(lambda p: jnp.sum(made.apply(p, x, jnp.ones(2), condition)))(params)
+
+    @jax.jit
+    def run(key):
+        x, condition = jax.random.normal(key, (2, 8, 8, 1)), Condition(labels=jnp.array([0, 1]))
+        params = jax.tree.map(lambda leaf: leaf + 0.1, made.init(key))
+        return jax.grad(lambda p: jnp.sum(made.apply(p, x, jnp.ones(2), condition)))(params)
+
+    grad = run(key)
     for name, size in (("query", 0), ("key", 0), ("value", 1), ("out", 1)):
-        largest = jnp.max(jnp.abs(grad["block_0"]["attention"][name]["kernel"]))
+        largest = np.max(np.abs(grad["block_0"]["attention"][name]["kernel"]))
         assert bool(largest > 0) == bool(size)
 
 
 def test_gradients_reach_every_parameter(built, x):
     params, apply = built
-    loss = lambda p: jnp.mean(apply(p, x, TIME, CONDITION) ** 2)
-    for path, grad in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
-        assert np.all(np.isfinite(grad)) and np.any(grad != 0), jax.tree_util.keystr(path)
+    grads = jax.jit(jax.grad(lambda p: jnp.mean(apply(p, x, TIME, CONDITION) ** 2)))(params)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.all(np.isfinite(grad)) and np.asarray(grad).any(), jax.tree_util.keystr(path)
 
 
 def test_without_conditions(x):
     config = DiffusionConfig(height=4, width=8, features=16, layers=1, heads=2)
     made = diffusion.make_network(config)
-    assert made.apply(made.init(jax.random.key(0)), x, TIME, Condition()).shape == x.shape
+    run = jax.jit(lambda key: made.apply(made.init(key), x, TIME, Condition()))
+    assert run(jax.random.key(0)).shape == x.shape
 
 
 def test_drop(key):
