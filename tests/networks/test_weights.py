@@ -1,5 +1,6 @@
 """Checkpoints in and out; tests/networks/data is written by `experiments.parity`."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -7,7 +8,6 @@ import struct
 import tracemalloc
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -27,15 +27,26 @@ CONFIG = TransformerConfig(
 
 def equal(found, expected):
     return jax.tree.structure(found) == jax.tree.structure(expected) and all(
-        jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), found, expected))
+        jax.tree.leaves(jax.tree.map(np.array_equal, found, expected))
     )
 
 
+@functools.cache
+def start(config=CONFIG):
+    """Parameters."""
+    return jax.jit(lambda key: init(config, key))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module", name="template")
+def checkpoint_to_copy(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("template") / "model"
+    weights.save_checkpoint(directory, CONFIG, start())
+    return directory
+
+
 @pytest.fixture
-def saved(tmp_path):
-    params = init(CONFIG, jax.random.key(0))
-    weights.save_checkpoint(tmp_path / "model", CONFIG, params)
-    return tmp_path / "model", params
+def saved(template, tmp_path):
+    return shutil.copytree(template, tmp_path / "model"), start()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,7 +71,7 @@ def test_saving_gives_the_stored_tensors_back(family, tmp_path):
 
 
 def test_shards_of_a_few_kilobytes(tmp_path):
-    params = init(CONFIG, jax.random.key(0))
+    params = start()
     weights.save_checkpoint(tmp_path, CONFIG, params, shard_bytes=4000)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert equal(weights.load_params(weights.open_checkpoint(tmp_path)), params)
@@ -72,8 +83,9 @@ def test_shards_of_a_few_kilobytes(tmp_path):
 def test_stacked_layers_and_bfloat16(saved, tmp_path):
     directory, params = saved
     scanned = weights.load_params(weights.open_checkpoint(directory, scan=True))
-    assert equal(scanned, stack_blocks(params))
-    short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), stack_blocks(params))
+    stacked = jax.jit(stack_blocks)(params)
+    assert equal(scanned, stacked)
+    short = jax.tree.map(lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16), stacked)
     config = weights.open_checkpoint(directory, scan=True).config
     weights.save_checkpoint(tmp_path / "short", config, short)
     stored = weights.open_checkpoint(tmp_path / "short").tensors["model.norm.weight"]
@@ -240,7 +252,7 @@ def test_pickles_are_refused_by_name(saved):
 
 
 def test_index_errors_name_the_file(tmp_path):
-    params = init(CONFIG, jax.random.key(0))
+    params = start()
     weights.save_checkpoint(tmp_path, CONFIG, params, shard_bytes=4000)
     index = tmp_path / "model.safetensors.index.json"
     raw = json.loads(index.read_text())
@@ -263,11 +275,10 @@ def test_nothing_there(tmp_path):
 
 
 def test_parameters_of_another_network(tmp_path):
-    params = init(CONFIG, jax.random.key(0))
-    del params["head"]
+    headless = {name: leaf for name, leaf in start().items() if name != "head"}
     with pytest.raises(ValueError, match="params are not those of config"):
-        weights.save_checkpoint(tmp_path / "x", CONFIG, params)
+        weights.save_checkpoint(tmp_path / "x", CONFIG, headless)
     mixed = TransformerConfig(**{**vars(CONFIG), "qkv_bias": True, "qk_norm": True})
     with pytest.raises(ValueError, match="mixes switches of families"):
-        weights.save_checkpoint(tmp_path / "x", mixed, init(mixed, jax.random.key(0)))
+        weights.save_checkpoint(tmp_path / "x", mixed, start(mixed))
     assert not (tmp_path / "x").exists()
