@@ -37,9 +37,23 @@ def loaded(family):
     """Its config, its stored parameters, and the same with every head."""
     checkpoint = weights.open_checkpoint(DATA / family)
     trunk, config = weights.load_params(checkpoint), checkpoint.config
-    nets = {name: network(config, name) for name in HEADS}
-    made = jax.jit(lambda key: {n: net.init(key)["head"] for n, net in nets.items()})
-    return config, trunk, made(jax.random.key(0)), nets
+    nets, own = {name: network(config, name) for name in HEADS}, started(config.width)
+    fresh = jax.eval_shape(nets["hierarchical"].init, jax.random.key(0))
+    shapes = jax.tree.map(jnp.shape, {"trunk": trunk, "head": own["hierarchical"]})
+    assert jax.tree.map(jnp.shape, fresh) == shapes
+    return config, trunk, own, nets
+
+
+@functools.cache
+def started(width):
+    """Random parameters of every head."""
+    last = jnp.zeros((3, 6, width))
+    mask, extra = jnp.ones((3, 6), bool), {"steps": (ENDS,), "verdict": (jnp.zeros((width, 9)),)}
+    init = lambda key: {
+        name: head.init(key, (last, last), last, mask, *extra.get(name, ())).get("params", {})
+        for name, head in HEADS.items()
+    }
+    return jax.jit(init)(jax.random.key(0))
 
 
 def network(config, name):

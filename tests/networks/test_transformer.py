@@ -42,10 +42,9 @@ def both(module, tokens, lengths, responses):
 
 def random_leaves(params, seed=1):
     """Every leaf away from its initial value, so that no bias is 0 and no scale 1."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(seed)
+    noisy = lambda x: np.asarray(x) + 0.3 * rng.standard_normal(x.shape, np.float32)
+    return jax.tree.map(lambda x: jnp.asarray(noisy(x)), params)
 
 
 @functools.cache
@@ -61,7 +60,7 @@ def network(config):
 @functools.cache
 def responses():
     with jax.ensure_compile_time_eval():
-        return jax.random.randint(jax.random.key(5), (3, 2, 5), 1, 11, jnp.int32)
+        return jnp.asarray(np.random.default_rng(5).integers(1, 11, (3, 2, 5), np.int32))
 
 
 def plain(config, params, tokens):
@@ -106,10 +105,11 @@ def plain(config, params, tokens):
 @pytest.mark.parametrize("config", [CONFIG, FULL])
 def test_hidden_states_are_the_textbooks(config):
     params, run = network(config)
-    encoded, extended, _ = run(params, PROMPTS, LENGTHS, responses())
+    encoded, extended, _ = jax.device_get(run(params, PROMPTS, LENGTHS, responses()))
+    prompts, answers = np.asarray(PROMPTS), np.asarray(responses())
     for p, length in enumerate(np.asarray(LENGTHS)):
         for g in range(2):
-            tokens = np.concatenate([PROMPTS[p, :length], responses()[p, g]])
+            tokens = np.concatenate([prompts[p, :length], answers[p, g]])
             expected = plain(config, params, tokens)
             np.testing.assert_allclose(encoded[p, :length], expected[:length], atol=2e-5)
             np.testing.assert_allclose(extended[p, g], expected[length:], atol=2e-5)
@@ -148,8 +148,8 @@ def test_grouped_queries_equal_repeated_key_value_heads():
     def repeat(path, leaf):
         if not any(name in str(path) for name in ("k_proj", "v_proj")):
             return leaf
-        split = leaf.reshape(leaf.shape[:-1] + (2, 4))
-        return jnp.repeat(split, 2, axis=-2).reshape(leaf.shape[:-1] + (16,))
+        split = np.asarray(leaf).reshape(leaf.shape[:-1] + (2, 4))
+        return np.repeat(split, 2, axis=-2).reshape(leaf.shape[:-1] + (16,))
 
     repeated = jax.tree_util.tree_map_with_path(repeat, params)
     _, run_wide = network(wide)
@@ -162,9 +162,9 @@ def test_grouped_queries_equal_repeated_key_value_heads():
 def test_padding_of_a_prompt_changes_nothing():
     params, run = network(FULL)
     _, expected, _ = run(params, PROMPTS, LENGTHS, responses())
-    longer = jnp.full((3, 7), 10, jnp.int32)  # junk in the padding, and more of it
+    longer = np.full((3, 7), 10, np.int32)  # junk in the padding, and more of it
     for p, length in enumerate(np.asarray(LENGTHS)):
-        longer = longer.at[p, :length].set(PROMPTS[p, :length])
+        longer[p, :length] = np.asarray(PROMPTS)[p, :length]
     _, found, _ = run(params, longer, LENGTHS, responses())
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -173,30 +173,38 @@ def test_padding_of_a_prompt_changes_nothing():
 def test_decoding_step_by_step_equals_extending_at_once(config):
     params, run = network(config)
     module = Transformer(config)
-    encode = functools.partial(module.apply, {"params": params}, method=Transformer.encode)
-    _, prefix = jax.jit(encode)(PROMPTS, LENGTHS)
-    step_fn = jax.jit(
-        lambda token, step, own: module.apply(
-            {"params": params}, token, step, LENGTHS, prefix, own, method=Transformer.decode
-        )
-    )
-    own, hidden = empty_cache(config, 3, 2, 5), []
-    own = jax.tree.map(lambda x: x + 7.0, own)  # slots ahead of the step must not be read
-    for step in range(5):
-        out, own = step_fn(responses()[:, :, step], jnp.asarray(step, jnp.int32), own)
-        hidden.append(out)
+
+    @jax.jit
+    def decoded(params, tokens):
+        apply = functools.partial(module.apply, {"params": params})
+        _, prefix = apply(PROMPTS, LENGTHS, method=Transformer.encode)
+
+        def one(own, entry):
+            hidden, own = apply(*entry, LENGTHS, prefix, own, method=Transformer.decode)
+            return own, hidden
+
+        # slots ahead of the step must not be read
+        own = jax.tree.map(lambda x: x + 7.0, empty_cache(config, 3, 2, 5))
+        entries = jnp.moveaxis(tokens, 2, 0), jnp.arange(5, dtype=jnp.int32)
+        return jnp.moveaxis(jax.lax.scan(one, own, entries)[1], 0, 2)
+
     _, expected, _ = run(params, PROMPTS, LENGTHS, responses())
-    np.testing.assert_allclose(jnp.stack(hidden, axis=2), expected, atol=1e-5)
+    np.testing.assert_allclose(decoded(params, responses()), expected, atol=1e-5)
+
+
+def start_shapes(config):
+    init = functools.partial(Transformer(config).init, method=both)
+    params = jax.eval_shape(init, jax.random.key(0), PROMPTS, LENGTHS, responses())["params"]
+    return jax.tree.map(jnp.shape, params)
 
 
 def shapes(config):
-    params = jax.eval_shape(
-        lambda: Transformer(config).init(
-            jax.random.key(0), PROMPTS, LENGTHS, responses(), method=both
-        )["params"]
-    )
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in flat}
+    flat = jax.tree_util.tree_flatten_with_path(start_shapes(config), is_leaf=is_shape)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): shape for path, shape in flat}
+
+
+def is_shape(node):
+    return isinstance(node, tuple)
 
 
 def test_leaves_of_a_plain_network():
@@ -235,9 +243,9 @@ def test_a_tied_head_is_the_transposed_embedding_and_bfloat16_stays_close():
     _, run_half = network(half)
     _, found, head = run_half(tied, PROMPTS, LENGTHS, responses())
     assert found.dtype == jnp.bfloat16 and head.dtype == jnp.float32
-    np.testing.assert_array_equal(head, params["embed"]["embedding"].T)
+    np.testing.assert_array_equal(head, np.asarray(params["embed"]["embedding"]).T)
     _, expected, _ = run(params, PROMPTS, LENGTHS, responses())
-    error = jnp.sqrt(jnp.mean(jnp.square(found.astype(jnp.float32) - expected)))
+    error = np.sqrt(np.mean(np.square(np.asarray(found, np.float32) - expected)))
     assert 0 < error < 10 * 2.0**-8  # hidden states have size 1, a rounding is up to 2^-9
 
 
@@ -261,37 +269,35 @@ def test_impossible_sizes_are_refused(change, name):
 
 def test_a_scan_over_layers_and_remat_change_nothing():
     """Hidden states, caches and gradients of every entry, by stacked parameters."""
-    tokens = jax.random.randint(jax.random.key(1), (2, 3, 4), 0, CONFIG.vocab_size, jnp.int32)
-    lengths = jnp.asarray([2, 3], jnp.int32)
-
-    def everything(module):
-        hidden, prefix = module.encode(tokens[:, 0, :3], lengths)
-        extended = module.extend(tokens, lengths, prefix)
-        own, decoded = empty_cache(module.config, 2, 3, 4), []
-        for step in range(4):
-            out, own = module.decode(tokens[:, :, step], jnp.int32(step), lengths, prefix, own)
-            decoded.append(out)
-        return hidden, extended, jnp.stack(decoded, axis=2)
-
-    def init(config):
-        return Transformer(config).init(jax.random.key(0), method=everything)["params"]
-
-    params = jax.jit(init, static_argnums=0)(CONFIG)
-
-    def total(config, params):
-        outputs = Transformer(config).apply({"params": params}, method=everything)
-        return sum(jnp.sum(jnp.sin(out)) for out in outputs), outputs
-
-    value = jax.jit(jax.value_and_grad(total, argnums=1, has_aux=True), static_argnums=0)
-    (_, expected), gradient = value(CONFIG, params)
-    np.testing.assert_allclose(expected[1], expected[2], atol=1e-5)
     scanned = dataclasses.replace(CONFIG, scan=True, remat=True)
-    own = jax.eval_shape(lambda: init(scanned))
-    stacked = stack_blocks(params)
-    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, stacked)
-    (_, found), stacked_gradient = value(scanned, stacked)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        stacked_gradient, stack_blocks(gradient),
-    )  # fmt: skip
+    params = network(CONFIG)[0]
+    tokens, lengths = responses()[:2, :, :3], jnp.asarray([2, 3], jnp.int32)
+
+    def everything(config, params):
+        apply = functools.partial(Transformer(config).apply, {"params": params})
+        hidden, prefix = apply(tokens[:, 0], lengths, method=Transformer.encode)
+        extended = apply(tokens, lengths, prefix, method=Transformer.extend)
+
+        def one(own, entry):
+            out, own = apply(*entry, lengths, prefix, own, method=Transformer.decode)
+            return own, out
+
+        entries = jnp.moveaxis(tokens, 2, 0), jnp.arange(3, dtype=jnp.int32)
+        _, decoded = jax.lax.scan(one, empty_cache(config, 2, 2, 3), entries)
+        outputs = hidden, extended, jnp.moveaxis(decoded, 0, 2)
+        return sum(jnp.sum(jnp.sin(out)) for out in outputs), (outputs, prefix)
+
+    @jax.jit
+    def run(params):
+        grad = jax.grad(everything, argnums=1, has_aux=True)
+        gradient, (expected, caches) = grad(CONFIG, params)
+        own, (found, own_caches) = grad(scanned, stack_blocks(params))
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
+        return (expected, stacked, stack_blocks(gradient)), (found, own_caches, own)
+
+    (expected, caches, gradient), (found, own_caches, own) = run(params)
+    np.testing.assert_allclose(expected[1], expected[2], atol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, (found, own_caches), (expected, caches))
+    jax.tree.map(functools.partial(close, rtol=1e-4, atol=1e-4), own, gradient)
+    assert jax.tree.map(jnp.shape, own) == start_shapes(scanned)
