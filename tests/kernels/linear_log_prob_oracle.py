@@ -24,7 +24,7 @@ def make(seed, rows, width, vocabulary, *, bias=True, dtype=np.float32, idle=0.3
     rng = np.random.default_rng(seed)
 
     def exact(values):
-        return np.asarray(jnp.asarray(values, dtype).astype(jnp.float32), np.float64)
+        return values.astype(dtype).astype(np.float64)
 
     return Problem(
         exact(rng.standard_normal((rows, width)) * 1.5),
@@ -69,7 +69,7 @@ def answer(problem, temperature=1.0, logit_softcap=None, vocabulary=None):
 
 
 def run(function, problem, dtype=jnp.float32):
-    """The same of `function(hidden, weight, targets, bias)`, operands in `dtype`, jitted."""
+    """The same of `function(hidden, weight, targets, bias)`, operands in `dtype`, jitted, as numpy."""
     hidden, weight, bias = (
         None if x is None else jnp.asarray(x, dtype)
         for x in (problem.hidden, problem.weight, problem.bias)
@@ -84,7 +84,8 @@ def run(function, problem, dtype=jnp.float32):
         outputs, pullback = jax.vjp(scored, hidden, weight, bias)
         return jnp.stack(outputs), pullback(tuple(cotangents))
 
-    return value_and_gradient(hidden, weight, bias, jnp.asarray(problem.targets), cotangents)
+    found = value_and_gradient(hidden, weight, bias, jnp.asarray(problem.targets), cotangents)
+    return jax.device_get(found)
 
 
 def assert_close(actual, expected, rtol=2e-5, atol=2e-5):
@@ -96,9 +97,9 @@ def assert_close(actual, expected, rtol=2e-5, atol=2e-5):
         if e is None:
             assert a is None
             continue
-        a = np.asarray(a.astype(jnp.float32))
+        a = a.astype(np.float32)
         np.testing.assert_allclose(a, e, rtol=rtol, atol=atol * max(1.0, np.abs(e).max()))
-    assert np.all(np.asarray(outputs[0]) <= 0) and np.all(np.asarray(outputs[1]) >= 0)
+    assert np.all(outputs[0] <= 0) and np.all(outputs[1] >= 0)
 
 
 def extreme(size):

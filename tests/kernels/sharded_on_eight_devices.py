@@ -1,8 +1,6 @@
 """Sharded against single-device on 8 forced host devices; a failed check ends the process."""
 
-import os
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,6 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxreward.kernels.linear_log_prob import api, core, sharded, xla
-from jaxreward.kernels.linear_log_prob.blocks import Tile
 from jaxreward.kernels.linear_log_prob.blocks import GpuBlocks, Tile, TpuBlocks
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -36,16 +33,16 @@ def same(mesh, problem, options, **where):
             hidden, weight, targets, bias, mesh=mesh, **where, **options
         )
 
-    def single(hidden, weight, targets, bias):
-        return api.linear_log_prob(
-            hidden, weight, targets, bias, implementation="xla", **scaling
-        )
-
-    actual, expected = oracle.run(split, problem), oracle.run(single, problem)
+    actual, expected = oracle.run(split, problem), on_one_device(problem, scaling)
     oracle.assert_close(actual, oracle.answer(problem, **scaling))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(actual[1][0][oracle.idle_rows(problem)], 0.0)
+
+
+def on_one_device(problem, scaling):
+    single = functools.partial(api.linear_log_prob, implementation="xla", **scaling)
+    return oracle.run(single, problem)
 
 
 def several_meshes():
@@ -98,7 +95,7 @@ def under_the_callers_shard_map():
         )
         return score(*outputs)
 
-    expected = jax.value_and_grad(whole, (0, 1, 2))(hidden, weight, bias)
+    expected = jax.jit(jax.value_and_grad(whole, (0, 1, 2)))(hidden, weight, bias)
     for check in (True, False):
         split = jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check)
         actual = jax.jit(jax.value_and_grad(split, (0, 1, 2)))(hidden, weight, bias, targets)
@@ -107,7 +104,8 @@ def under_the_callers_shard_map():
 
 
 def nothing_large_travels():
-    """Vocabulary-parallel: no collective carries weights or logits."""
+    """Vocabulary-parallel: no collective carries weights or logits, in a program as users run it."""
+    jax.config.update("jax_disable_most_optimizations", False)
     mesh = make_mesh((8,), ("tensor",))
     place = lambda *spec: NamedSharding(mesh, PartitionSpec(*spec))
     rows, width, vocabulary = 64, 16, 4096

@@ -12,7 +12,7 @@ from jaxreward.kernels.linear_log_prob import sharded
 
 def test_equals_one_device():
     script = pathlib.Path(__file__).with_name("sharded_on_eight_devices.py")
-    done = processes.python(script, optimized=True)
+    done = processes.python(script, devices=8)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.strip() == "same"
 
