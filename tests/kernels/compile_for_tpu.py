@@ -1,6 +1,6 @@
-"""Compiles the loss and its gradient for a TPU that is not here; prints what it needs.
+"""Compiles the loss and its gradient for TPUs that are not here; prints what each needs.
 
-`python compile_for_tpu.py TOPOLOGY N D V`, one JSON line.
+`python compile_for_tpu.py N D V TOPOLOGY ...`, one JSON line for each.
 """
 
 import json
@@ -45,4 +45,5 @@ def main(topology, rows, width, vocabulary):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    for name in sys.argv[4:]:
+        main(name, *map(int, sys.argv[1:4]))
