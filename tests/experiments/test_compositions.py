@@ -54,15 +54,20 @@ def visits(chains):
     """Ten visits of every chain: inputs, advantages `[T, P, G]` by arm, under one jit."""
     keys = jax.random.split(jax.random.key(0), 10)
 
-    def run(transform, keys):
-        def one(state, key):
-            signal, state = transform.update(jax.random.fold_in(key, 1), visit(key), state)
+    def run(transform, keys, signals):
+        def one(state, given):
+            key, signal = given
+            signal, state = transform.update(jax.random.fold_in(key, 1), signal, state)
             return state, (signal.advantages, signal.mask)
 
-        return jax.lax.scan(one, transform.init(), keys)[1]
+        return jax.lax.scan(one, transform.init(), (keys, signals))[1]
 
-    run_all = jax.jit(lambda keys: {name: run(chain, keys) for name, chain in chains.items()})
-    return jax.vmap(visit)(keys), jax.device_get(run_all(keys))
+    @jax.jit
+    def run_all(keys):
+        signals = jax.vmap(visit)(keys)
+        return signals, {name: run(chain, keys, signals) for name, chain in chains.items()}
+
+    return jax.device_get(run_all(keys))
 
 
 def test_config_is_valid():
@@ -132,11 +137,17 @@ def test_the_order_of_a_chain_is_that_of_its_parts_by_hand():
         correction.backward(),
         advantage.rloo(),
     )
-    key, signal = jax.random.key(3), visit(jax.random.key(4))
-    whole, _ = base.chain(*parts).update(key, signal, base.chain(*parts).init())
-    for position, part in enumerate(parts):
-        signal, _ = part.update(jax.random.fold_in(key, position), signal, part.init())
-    np.testing.assert_array_equal(whole.advantages, signal.advantages)
+    chain, key = base.chain(*parts), jax.random.key(3)
+    given = jax.jit(visit)(jax.random.key(4))
+    whole = jax.jit(lambda signal: chain.update(key, signal, chain.init())[0].advantages)
+
+    @jax.jit
+    def by_hand(signal):
+        for position, part in enumerate(parts):
+            signal, _ = part.update(jax.random.fold_in(key, position), signal, part.init())
+        return signal.advantages
+
+    np.testing.assert_array_equal(whole(given), by_hand(given))
 
 
 def test_table_of_transforms_is_current_and_names_what_is_read():

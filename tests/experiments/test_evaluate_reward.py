@@ -300,7 +300,7 @@ def test_a_template_gets_the_messages(tmp_path):
     trunk = hf_config.to_hf(config, "float32")
     spec = {"network": "text", "trunk": trunk, "head": {"kind": "scalar"}}
     model = learned_files.build(spec)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     learned_files.save(tmp_path / "model", params, spec)
     rows = [{"chosen": [SYSTEM, USER, said("x"), USER, said("y")], "rejected": "z"}]
     (item,) = reward_items.read_items(write(tmp_path / "a.jsonl", rows), {}, scored=False).items
@@ -310,7 +310,7 @@ def test_a_template_gets_the_messages(tmp_path):
     tokens = tokenizers.encode(pretrained.tokenizer, [text])
     own = learned.Texts(jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths))
     found = reward_sources.from_checkpoint(tmp_path / "model", str(where))([item.prompt], ["y"])
-    np.testing.assert_allclose(found, model.score(params, own), rtol=1e-5)
+    np.testing.assert_allclose(found, jax.jit(model.score)(params, own), rtol=1e-5)
 
 
 def test_checkpoints_of_vectors(tmp_path, capsys):
@@ -319,12 +319,12 @@ def test_checkpoints_of_vectors(tmp_path, capsys):
     pytest.importorskip("safetensors")
     spec = {"network": "mlp", "width": 2, "hidden": [4], "members": 2}
     model = learned_files.build(spec)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     learned_files.save(tmp_path / "model", params, spec)
     rows = [{"prompt": "", "chosen": f"[{i}, 1.0]", "rejected": [f"[1.0, {i}]"]} for i in (2, 3, 4)]
     path = write(tmp_path / "a.jsonl", rows)
     assert run(tmp_path, "--items", path, "--checkpoint", tmp_path / "model") == 0
-    scores = np.asarray(model.score(params, jnp.array([[2.0, 1.0], [1.0, 2.0]])))
+    scores = np.asarray(jax.jit(model.score)(params, jnp.array([[2.0, 1.0], [1.0, 2.0]])))
     wanted = {
         "mean": scores.mean(0), "worst_case": scores.min(0), "0": scores[0], "1": scores[1],
         "uncertainty_weighted": scores.mean(0) - 0.5 * scores.var(0),
@@ -355,7 +355,7 @@ def test_checkpoints_of_texts(tmp_path, head):
     )
     spec = {"network": "text", "trunk": hf_config.to_hf(config, "float32"), "head": head}
     model = learned_files.build(spec)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     learned_files.save(tmp_path / "model", params, spec)
     rows = [{"prompt": f"{i}+1=", "chosen": str(i + 1), "rejected": [str(i)]} for i in range(4)]
     where = ("--tokenizer", "jaxreward.tasks.tokenizer:ALPHABET")
@@ -365,7 +365,7 @@ def test_checkpoints_of_texts(tmp_path, head):
     found = reward_sources.from_checkpoint(tmp_path / "model", where[1])(["2+1="], ["3"])
     tokens = tokenizers.encode(tokenizer, ["2+1=3"], eos=True)
     texts = learned.Texts(jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths))
-    own = model.score(params, texts)
+    own = jax.jit(model.score)(params, texts)
     np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-6)
 
 
@@ -386,7 +386,7 @@ def test_process_reward_models(tmp_path, capsys):
     config = TransformerConfig(size, width=8, layers=1, heads=2, kv_heads=1, intermediate=8)
     head = {"kind": "steps", "separators": [newline], "aggregation": "min"}
     spec = {"network": "text", "trunk": hf_config.to_hf(config, "float32"), "head": head}
-    params = learned_files.build(spec).init(jax.random.key(0))
+    params = jax.jit(learned_files.build(spec).init)(jax.random.key(0))
     learned_files.save(tmp_path / "model", params, spec)
     rows = [{"prompt": "a\nb", "chosen": "x\nyy\n\nz", "rejected": ["x", "\n "]}]
     path = write(tmp_path / "a.jsonl", rows)
@@ -406,7 +406,8 @@ def test_process_reward_models(tmp_path, capsys):
     assert x == ["x"] and y == ["y"]
     network = heads.on_transformer(config, heads.StepScores(), extra=(ends,))
     arrays = jnp.asarray(tokens.tokens), jnp.asarray(tokens.lengths)
-    expected = jax.nn.sigmoid(network.apply(params, *arrays, ends))[0]
+    apply = jax.jit(lambda params: jax.nn.sigmoid(network.apply(params, *arrays, ends))[0])
+    expected = np.asarray(apply(params))
     for aggregation, value in (("min", expected.min()), ("last", expected[-1])):
         (tmp_path / "model" / "reward_model.json").write_text(
             json.dumps({**spec, "head": {**head, "aggregation": aggregation}}))

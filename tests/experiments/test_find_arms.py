@@ -28,13 +28,20 @@ def arm_of(name):
 
 def pushed(kept, rewards):
     """A buffer of so many rollouts that has seen these rewards, one sample each."""
-    params = POLICY.init(jax.random.key(0))
-    prompts = find.NoisePrompts(jnp.zeros((1,), jnp.int32), None)
-    draw = lambda i: POLICY.sample(params, jax.random.key(i), prompts, 1)
-    past = find.forget(draw(0), kept)
-    for i, reward in enumerate(rewards):
-        past = find.remember(past, find.Rollouts(jnp.full((1, 1), reward), draw(i)))
-    return past, [draw(i) for i in range(len(rewards))]
+
+    @jax.jit
+    def push():
+        params = POLICY.init(jax.random.key(0))
+        prompts = find.NoisePrompts(jnp.zeros((1,), jnp.int32), None)
+        drawn = [
+            POLICY.sample(params, jax.random.key(i), prompts, 1) for i in range(len(rewards))
+        ]
+        past = find.forget(drawn[0], kept)
+        for reward, own in zip(rewards, drawn):
+            past = find.remember(past, find.Rollouts(jnp.full((1, 1), reward), own))
+        return past, drawn
+
+    return push()
 
 
 def test_the_buffer_is_first_in_first_out():
@@ -56,6 +63,7 @@ def test_released_pairing_takes_the_oldest_reward(rewards, oldest):
     np.testing.assert_array_equal(paired.trajectories.actions, drawn[-1].actions)
 
 
+@jax.jit
 def log_prob(params, noise):
     """The mean over coordinates, as the card has it."""
     mean, std = params
@@ -89,19 +97,24 @@ def test_arms_take_the_steps_of_the_card(name):
     first = (jnp.zeros(SIZE), jnp.ones(SIZE))
     params, optimizer = first, optax.adam(arm.learning_rate)
     state, noises, rewards, old_start, recorded = optimizer.init(params), [], [], [], []
+
+    @jax.jit
+    def by_hand(params, state, *seen):
+        change, state = optimizer.update(jax.grad(loss)(params, *seen), state)
+        return optax.apply_updates(params, change), state
+
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        carry = start(jax.random.key(5))
+        carry = jax.jit(start)(jax.random.key(5))
         for _ in range(6):
             carry, _ = jax.jit(iteration)(carry)
-            noise = carry[1].trajectories.actions[0, -1]
+            noise = np.asarray(carry[1].trajectories.actions)[0, -1]
             noises.append(noise)
-            rewards.append(float(jnp.sum(noise) - 1.0))
+            rewards.append(noise.sum() - np.float32(1.0))
             old_start.append(log_prob(first, noise))
             recorded.append(log_prob(params, noise))
-            grads = jax.grad(loss)(params, *used(name, noises, rewards, old_start, recorded))
-            change, state = optimizer.update(grads, state)
-            params = optax.apply_updates(params, change)
-            learned = carry[0].params
+            seen = used(name, noises, rewards, old_start, recorded)
+            params, state = jax.tree.map(np.asarray, by_hand(params, state, *seen))
+            learned = jax.tree.map(np.asarray, carry[0].params)
             np.testing.assert_allclose(learned.mean[0], params[0], atol=2e-5)
             np.testing.assert_allclose(learned.std[0], params[1], atol=2e-5)
     assert np.max(np.abs(params[0])) > 0.01
@@ -121,14 +134,14 @@ def test_a_black_box_that_fails_costs_its_own_samples():
     settings.reward_noise, arm.batch = 0.0, 6
     start, iteration = find.make_iteration(POLICY, task, arm, settings, jnp.int32(1))
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        (state, past), (curve, _) = jax.jit(iteration)(start(jax.random.key(5)))
-        noises = [z for z in past.trajectories.actions[0] if z[0] >= 0]
+        (state, past), (curve, _) = jax.jit(lambda key: iteration(start(key)))(jax.random.key(5))
+        noises = [z for z in np.asarray(past.trajectories.actions)[0] if z[0] >= 0]
         assert 0 < len(noises) < 6 and reward.missing()["raised"] == 6 - len(noises)
-        rewards = [float(jnp.sum(z) - 1.0) for z in noises]
+        rewards = [z.sum() - np.float32(1.0) for z in noises]
         first = (jnp.zeros(SIZE), jnp.ones(SIZE))
-        grads = jax.grad(loss)(first, noises, rewards, [log_prob(first, z) for z in noises])
-        optimizer = optax.adam(arm.learning_rate)
-        change, _ = optimizer.update(grads, optimizer.init(first))
+        old, optimizer = [log_prob(first, z) for z in noises], optax.adam(arm.learning_rate)
+        grads = jax.jit(jax.grad(loss))(first, noises, rewards, old)
+        change, _ = jax.jit(optimizer.update)(grads, jax.jit(optimizer.init)(first))
     np.testing.assert_allclose(curve, np.mean(rewards), rtol=1e-5)
     np.testing.assert_allclose(state.params.mean[0], change[0], atol=1e-6)
     np.testing.assert_allclose(state.params.std[0], 1.0 + change[1], atol=1e-6)

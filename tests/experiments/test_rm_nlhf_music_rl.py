@@ -36,11 +36,16 @@ def test_bad_configs(name, key, value):
 
 def test_a_meta_reward_sees_neither_the_label_nor_the_human(key):
     own = ml_collections.ConfigDict(dict(wrong_labels=0.5, threshold=0.5))
-    relevance = jnp.ones((rm_nlhf.QUERY, rm_nlhf.ARGUMENTS))
-    items = rm_nlhf.general_items(key, own, relevance, 3)
-    rollouts = rm_nlhf.Rollouts(*(jnp.asarray([[0, 1]] * 3) for _ in range(2)))
-    rollouts = rollouts._replace(argument=jnp.asarray([[0, 5]] * 3))
-    inputs = rm_nlhf.meta_inputs(items.features, rollouts)
+    rollouts = rm_nlhf.Rollouts(*(np.array([[0, 1]] * 3, np.int32) for _ in range(2)))
+    rollouts = rollouts._replace(argument=np.array([[0, 5]] * 3, np.int32))
+
+    @jax.jit
+    def draw():
+        relevance = jnp.ones((rm_nlhf.QUERY, rm_nlhf.ARGUMENTS))
+        items = rm_nlhf.general_items(key, own, relevance, 3)
+        return items, rm_nlhf.meta_inputs(items.features, rollouts)
+
+    items, inputs = jax.device_get(draw())
     assert inputs.shape == (6, rm_nlhf.ARGUMENTS * (rm_nlhf.QUERY + 1) + 2)
     # the lead of the argued aspect, on the side of the verdict
     np.testing.assert_allclose(inputs[0, -2], -items.features[0, 0])
@@ -49,10 +54,15 @@ def test_a_meta_reward_sees_neither_the_label_nor_the_human(key):
 
 def test_sound_arguments_decide(key):
     own = ml_collections.ConfigDict(dict(wrong_labels=0.2))
-    relevance = jax.random.normal(key, (rm_nlhf.QUERY, rm_nlhf.ARGUMENTS))
-    items = rm_nlhf.general_items(key, own, relevance, 4000)
-    lead = np.take_along_axis(np.asarray(items.features), np.asarray(items.sound)[:, None], 1)
-    np.testing.assert_array_equal(lead[:, 0] > 0, np.asarray(items.right) == 1)
+
+    @jax.jit
+    def draw():
+        relevance = jax.random.normal(key, (rm_nlhf.QUERY, rm_nlhf.ARGUMENTS))
+        return rm_nlhf.general_items(key, own, relevance, 4000)
+
+    items = jax.device_get(draw())
+    lead = np.take_along_axis(items.features, items.sound[:, None], 1)
+    np.testing.assert_array_equal(lead[:, 0] > 0, items.right == 1)
     # 4 standard errors
     assert np.mean(items.label != items.right) == pytest.approx(0.2, abs=0.026)
 
@@ -70,15 +80,19 @@ def caption(tonic=0, tempo=0, mood=0):
 
 
 def test_tokens_and_back(key):
-    captions = music.draw_captions(key, 50)
-    made = music.compose(key, captions)
-    tokens = music.melody_tokens(made)
+    @jax.jit
+    def draw():
+        captions = music.draw_captions(key, 50)
+        made = music.compose(key, captions)
+        tokens = music.melody_tokens(made)
+        return made, tokens, music.melody_of(tokens), music.caption_tokens(captions)
+
+    made, tokens, back, words = jax.device_get(draw())
     assert tokens.shape == (50, music.TOKENS)
-    assert 0 <= int(jnp.min(tokens)) and int(jnp.max(tokens)) < music.CAPTION
-    for a, b in zip(music.melody_of(tokens), made):
+    assert 0 <= tokens.min() and tokens.max() < music.CAPTION
+    for a, b in zip(back, made):
         np.testing.assert_array_equal(a, b)
-    assert music.caption_tokens(captions).shape == (50, 3)
-    assert int(jnp.max(music.caption_tokens(captions))) < music.VOCABULARY
+    assert words.shape == (50, 3) and words.max() < music.VOCABULARY
 
 
 def test_wrong_tokens_are_silence_and_noise():
@@ -87,23 +101,24 @@ def test_wrong_tokens_are_silence_and_noise():
 
 
 def test_musicality():
-    phrase = [0, 2, 4, 2, music.REST, 0]
-    found = music.musicality(caption(), melody(phrase + phrase).notes)
+    phrase, musicality = [0, 2, 4, 2, music.REST, 0], jax.jit(music.musicality)
+    found = musicality(caption(), melody(phrase + phrase).notes)
     # 5 of 6 beats sound again; of 11 pairs 3 + 3 steps; both phrases end on the tonic
     np.testing.assert_allclose(found[0], [5 / 6, 6 / 11, 1.0], atol=1e-6)
-    found = music.musicality(caption(tonic=1), melody(phrase + [11, 0, 11, 0, 11, 2]).notes)
+    found = musicality(caption(tonic=1), melody(phrase + [11, 0, 11, 0, 11, 2]).notes)
     np.testing.assert_allclose(found[0], [0, 3 / 11, 0.5], atol=1e-6)
 
 
 def test_truths_of_a_clip():
     notes = jnp.asarray([[0, 1, 4, music.REST]])
     # 2 of 3 notes are in C major; a quarter of rests where a tenth is due
-    np.testing.assert_allclose(music.true_adherence(caption(), notes), 2 / 3 - 0.15, atol=1e-6)
+    found = jax.jit(music.true_adherence)(caption(), notes)
+    np.testing.assert_allclose(found, 2 / 3 - 0.15, atol=1e-6)
     np.testing.assert_allclose(music.true_quality(jnp.asarray([[0, 3], [3, 3]])), [3.0, 1.0])
 
 
 def test_frames_tell_notes_and_noise():
-    frames = music.frames()
+    frames = np.asarray(jax.jit(music.frames)())
     assert frames.shape == (music.REST + 1, music.LEVELS, music.BANDS)
     clean = frames[: music.PITCHES, 0, : music.PITCHES]
     np.testing.assert_array_equal(np.argmax(clean, axis=1), np.arange(music.PITCHES))
@@ -112,19 +127,24 @@ def test_frames_tell_notes_and_noise():
 
 def test_listeners_agree_with_each_other_in_three_of_five(key):
     own = ml_collections.ConfigDict(dict(taste=0.5, flips=1 / 3))
-    captions = music.draw_captions(key, 4000)
-    compose = lambda k: music_judges.Sample(
-        captions, music.melody_tokens(music.compose(k, captions))
-    )
-    first, second = map(compose, jax.random.split(key))
-    part = music.part(music.melody_of(first.tokens), music.LISTENED[0])
-    scale = music_judges.scale_of(music_judges.heard(captions, part))
-    pairs = music_judges.ask(key, own, scale, first, second)
-    agreement = float(jnp.mean(pairs.label == pairs.better))
+
+    @jax.jit
+    def listen():
+        captions = music.draw_captions(key, 4000)
+        compose = lambda k: music_judges.Sample(
+            captions, music.melody_tokens(music.compose(k, captions))
+        )
+        first, second = map(compose, jax.random.split(key))
+        part = music.part(music.melody_of(first.tokens), music.LISTENED[0])
+        scale = music_judges.scale_of(music_judges.heard(captions, part))
+        pairs = music_judges.ask(key, own, scale, first, second)
+        return pairs, music_judges.ratings(key, own, scale, first)
+
+    pairs, rated = jax.device_get(listen())
+    agreement = np.mean(pairs.label == pairs.better)
     assert agreement == pytest.approx(0.6, abs=0.031)  # 4 standard errors
     assert pairs.first.shape == (4000, 24)
-    rated = music_judges.ratings(key, own, scale, first)
-    assert float(jnp.min(rated)) >= 3 and float(jnp.max(rated)) <= 15
+    assert rated.min() >= 3 and rated.max() <= 15
 
 
 def test_forms_of_the_kl():
