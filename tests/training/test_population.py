@@ -1,5 +1,7 @@
 """Populations: every run equals the same run on its own, arms share randomness."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,23 +51,29 @@ def _run(population, steps=3):
         mask = jnp.ones(rewards.shape, bool)
         return population.update(state, rewards, mask, trajectories, {"prompt_id": ids})
 
-    state = population.init(jax.random.key(3), POLICY.init(jax.random.key(1)))
+    start = jax.jit(lambda: population.init(jax.random.key(3), POLICY.init(jax.random.key(1))))
+    state = start()
     for _ in range(steps):
         state, metrics = iteration(state)
     _run.compiled = iteration._cache_size()
     return state, metrics
 
 
-@pytest.mark.parametrize("runs_at_a_time", [1, 3, 4])
+ARMS, RATES = {"a": CHAIN, "b": advantage.grpo()}, [[0.5, 1.0], [0.25, 2.0]]
+
+
+@functools.cache
+def side_by_side():
+    """Parameters of all runs."""
+    state, _ = _run(_population(ARMS, RATES))
+    return jax.device_get(state.runs.params)
+
+
+@pytest.mark.parametrize("runs_at_a_time", [1, 2, 3])
 def test_runs_in_turn_equal_runs_side_by_side(runs_at_a_time):
-    arms, rates = {"a": CHAIN, "b": advantage.grpo()}, [[0.5, 1.0], [0.25, 2.0]]
-    together, _ = _run(_population(arms, rates))
-    in_turn, _ = _run(_population(arms, rates, runs_at_a_time))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
-        in_turn.runs.params,
-        together.runs.params,
-    )
+    in_turn, _ = _run(_population(ARMS, RATES, runs_at_a_time))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, in_turn.runs.params, side_by_side())
 
 
 def test_runs_at_a_time_is_not_negative():
@@ -74,31 +82,35 @@ def test_runs_at_a_time_is_not_negative():
 
 
 def test_each_run_equals_the_run_alone():
-    rates = [[0.5, 1.0], [0.25, 2.0]]
-    state, _ = _run(_population({"a": CHAIN, "b": advantage.grpo()}, rates))
-    for arm, chain in enumerate((CHAIN, advantage.grpo())):
+    together = side_by_side()
+    for arm, chain in enumerate(ARMS.values()):
+        run = jax.jit(functools.partial(_alone, chain))
         for member in range(2):
-            alone = _alone(chain, rates[arm][member], member)
-            together = jax.tree.map(lambda leaf: leaf[2 * arm + member], state.runs.params)
-            for x, y in zip(jax.tree.leaves(alone.params), jax.tree.leaves(together)):
+            alone = run(np.float32(RATES[arm][member]), 7 + member, np.asarray(IDS)[member])
+            own = jax.tree.map(lambda leaf: leaf[2 * arm + member], together)
+            for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(own)):
                 np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
 
 
-def _alone(chain, rate, seed, steps=3):
+def _alone(chain, rate, seed, ids, steps=3):
+    """Parameters of one run."""
     update = make_update_step(policy_objective(POLICY), chain, optax.sgd(rate))
-    key = jax.random.fold_in(jax.random.key(3), 7 + seed)
-    state = update.init(key, POLICY.init(jax.random.key(1)))
-    ids = IDS[seed]
-    for _ in range(steps):
+
+    def one(state, _):
         trajectories = POLICY.sample(state.params, sample_key(state), ids, 4)
-        rewards = _rewards(trajectories, ids)
-        state, _ = update.update(state, make_signal(rewards, prompt_id=ids, trajectories=trajectories))
-    return state
+        signal = make_signal(
+            _rewards(trajectories, ids), prompt_id=ids, trajectories=trajectories
+        )
+        return update.update(state, signal)[0], None
+
+    key = jax.random.fold_in(jax.random.key(3), seed)
+    state = update.init(key, POLICY.init(jax.random.key(1)))
+    return jax.lax.scan(one, state, length=steps)[0].params
 
 
 def test_arms_share_their_random_numbers():
     state, metrics = _run(_population({"a": CHAIN, "b": CHAIN}, [[0.5, 0.5], [0.5, 0.5]]))
-    for leaf in jax.tree.leaves(state.runs.params):
+    for leaf in jax.tree.leaves(jax.device_get(state.runs.params)):
         np.testing.assert_array_equal(leaf[:2], leaf[2:])
         assert np.any(leaf[0] != leaf[1])
     assert set(metrics) == {"a", "b"}
@@ -110,7 +122,7 @@ def test_dense_and_outcome_advantages_share_a_population():
 
     dense = base.chain(advantage.rloo(), credit.broadcast())
     state, _ = _run(_population({"a": advantage.rloo(), "b": dense}, [[0.5, 0.5], [0.5, 0.5]]))
-    for leaf in jax.tree.leaves(state.runs.params):
+    for leaf in jax.tree.leaves(jax.device_get(state.runs.params)):
         np.testing.assert_allclose(leaf[:2], leaf[2:], rtol=1e-6, atol=1e-7)
 
 
@@ -160,22 +172,28 @@ def test_several_updates_of_one_rollout_equal_a_loop():
         )  # fmt: skip
 
     thrice = make(3)
-    state = thrice.init(jax.random.key(3), POLICY.init(jax.random.key(1)))
-    trajectories, ids = thrice.rollout(state, IDS), thrice.per_seed(IDS)
-    rewards = _rewards(trajectories, ids)
-    inputs = (rewards, jnp.ones(rewards.shape, bool), trajectories, {"prompt_id": ids})
-    after, metrics = jax.jit(thrice.update)(state, *inputs)
-    np.testing.assert_array_equal(after.runs.step, [1, 1])
-    assert np.abs(np.asarray(metrics["noisy"]["policy/ratio_max"]) - 1).max() > 1e-3
     step = make_update_step(policy_objective(POLICY), CHAIN, optax.sgd(0.5))
-    for seed in (0, 1):
-        run, *own = jax.tree.map(lambda leaf: leaf[seed], (state.runs, *inputs))
+
+    def in_a_loop(run, rewards, mask, trajectories, aux):
         run = run.__class__(**{**vars(run), "chain_state": CHAIN.init()})
-        signal = make_signal(*own[:2], prompt_id=own[3]["prompt_id"], trajectories=own[2])
-        run, signal = step.credit(run, signal)
+        run, signal = step.credit(run, make_signal(rewards, mask, trajectories=trajectories, **aux))
         for _ in range(3):
             run, _ = step.learn(run, signal)
-        expected, found = run.params, jax.tree.map(lambda leaf: leaf[seed], after.runs.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+        return run.params
+
+    @jax.jit
+    def both():
+        state = thrice.init(jax.random.key(3), POLICY.init(jax.random.key(1)))
+        trajectories, ids = thrice.rollout(state, IDS), thrice.per_seed(IDS)
+        rewards = _rewards(trajectories, ids)
+        inputs = (rewards, jnp.ones(rewards.shape, bool), trajectories, {"prompt_id": ids})
+        expected = jax.lax.map(lambda own: in_a_loop(*own), (state.runs, *inputs))
+        return *thrice.update(state, *inputs), expected
+
+    after, metrics, expected = both()
+    np.testing.assert_array_equal(after.runs.step, [1, 1])
+    assert np.abs(np.asarray(metrics["noisy"]["policy/ratio_max"]) - 1).max() > 1e-3
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, after.runs.params, expected)
     with pytest.raises(ValueError, match="updates = 0"):
         make(0)

@@ -18,7 +18,7 @@ from jaxreward.types import make_signal
 SIZES = dict(vocab_size=50, width=64, layers=2, heads=4, kv_heads=2, intermediate=96)
 SHORT = TransformerConfig(**SIZES, dtype="bfloat16", param_dtype="bfloat16")
 PROMPTS = language.Prompts(
-    jax.random.randint(jax.random.key(7), (4, 6), 3, 50, jnp.int32),
+    jnp.asarray(np.random.default_rng(7).integers(3, 50, (4, 6), np.int32)),
     jnp.asarray([6, 4, 5, 2], jnp.int32),
 )
 
@@ -28,15 +28,16 @@ def make_policy(config):
 
 
 def run_steps(optimizer, params, count):
-    state = optimizer.init(params)
-
     def body(carry, _):
         params, state = carry
         grads = jax.tree.map(lambda leaf: jnp.ones_like(leaf), params)
         updates, state = optimizer.update(grads, state, params)
         return (precision.apply_updates(params, updates), state), None
 
-    return jax.jit(lambda c: jax.lax.scan(body, c, None, length=count)[0])((params, state))[0]
+    def run(params):
+        return jax.lax.scan(body, (params, optimizer.init(params)), length=count)[0][0]
+
+    return jax.device_get(jax.jit(run)(params))
 
 
 def test_updates_below_the_last_bit_add_up():
@@ -45,19 +46,26 @@ def test_updates_below_the_last_bit_add_up():
     kept = run_steps(precision.float32_master(optax.sgd(1e-4)), params, 1000)
     assert plain["w"][0] == 1.0  # each of the 1000 updates is lost
     assert kept["w"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(kept["w"], jnp.full((3,), 0.9, jnp.bfloat16))
+    np.testing.assert_array_equal(kept["w"], np.full((3,), 0.9, jnp.bfloat16))
     np.testing.assert_allclose(kept["b"], 0.4, atol=1000 * 2.0**-25)  # a rounding each
 
 
 def test_parameters_are_the_rounded_copy_after_every_step():
     optimizer = precision.float32_master(optax.sgd(0.37, momentum=0.9))
-    params = {"w": jax.random.normal(jax.random.key(0), (64,), jnp.bfloat16)}
-    state = optimizer.init(params)
-    for step in range(5):
-        grads = {"w": jax.random.normal(jax.random.key(step), (64,), jnp.bfloat16) * 9}
+    rng = np.random.default_rng(0)
+    normal = lambda scale: {"w": (scale * rng.standard_normal(64)).astype(jnp.bfloat16)}
+
+    @jax.jit
+    def one(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
-        params = precision.apply_updates(params, updates)
-        np.testing.assert_array_equal(params["w"], state.master["w"].astype(jnp.bfloat16))
+        return precision.apply_updates(params, updates), state
+
+    params = normal(1)
+    state = jax.jit(optimizer.init)(params)
+    for _ in range(5):
+        params, state = one(params, state, normal(9))
+        rounded = np.asarray(state.master["w"]).astype(jnp.bfloat16)
+        np.testing.assert_array_equal(params["w"], rounded)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(state)}
     assert dtypes == {jnp.dtype("float32")}
 
@@ -81,8 +89,8 @@ def one_step():
         rewards = jnp.any(own.actions == 5, axis=-1).astype(jnp.float32)
         return step.update(state, make_signal(rewards, trajectories=own))
 
-    state = step.init(jax.random.key(1), policy.init(jax.random.key(0)))
-    return jax.jit(run, donate_argnums=0)(state)
+    start = jax.jit(lambda: step.init(jax.random.key(1), policy.init(jax.random.key(0))))
+    return jax.jit(run, donate_argnums=0)(start())
 
 
 def test_every_leaf_has_a_place_and_a_checkpoint_keeps_every_bit(stepped, tmp_path):
@@ -117,15 +125,19 @@ def test_the_ratio_of_sampler_and_trainer_is_logged_and_bounded(stepped):
 
 def test_log_probs_of_bfloat16_weights_are_summed_in_float32():
     """Against the same hidden states and weights in float64."""
-    params = init_network(SHORT, jax.random.key(0))
-    draw = jax.jit(make_policy(SHORT).sample, static_argnums=3)
-    own = draw(params, jax.random.key(3), PROMPTS, 4)
-    scores = make_policy(SHORT).log_prob(params, own)
+    policy, network = make_policy(SHORT), language.Transformer(SHORT)
+
+    @jax.jit
+    def run(key):
+        params = init_network(SHORT, key)
+        own = policy.sample(params, jax.random.key(3), PROMPTS, 4)
+        hidden = language.response_hidden(network, params, own.prompts, own.actions)
+        return own, policy.log_prob(params, own), hidden, params["head"]
+
+    own, scores, hidden, head = jax.device_get(run(jax.random.key(0)))
     assert scores.log_probs.dtype == scores.entropies.dtype == own.log_probs.dtype == jnp.float32
-    network = language.Transformer(SHORT)
-    hidden = language.response_hidden(network, params, own.prompts, own.actions)
     assert hidden.dtype == jnp.bfloat16
-    logits = np.asarray(hidden, np.float64) @ np.asarray(params["head"], np.float64)
+    logits = hidden.astype(np.float64) @ head.astype(np.float64)
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = np.take_along_axis(expected, np.asarray(own.actions)[..., None], -1)[..., 0]
+    expected = np.take_along_axis(expected, own.actions[..., None], -1)[..., 0]
     np.testing.assert_allclose(scores.log_probs, expected, atol=2e-6)
