@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 
 from jaxreward.losses.policy import policy_objective
 from jaxreward.networks import heads, hf_config, transformer
@@ -30,8 +31,8 @@ TEXT = {
 STEPS = {**TEXT, "head": {"kind": "steps", "separators": [5, 6], "hidden": [4]}, "layers": []}
 
 
-def features(count, key=jax.random.key(5)):
-    return jax.random.normal(key, (count, 3))
+def features(count):
+    return jnp.asarray(np.random.default_rng(5).normal(size=(count, 3)), jnp.float32)
 
 
 # Models
@@ -40,24 +41,26 @@ def features(count, key=jax.random.key(5)):
 def test_a_perceptron_is_its_formula(key):
     model = learned.mlp_reward_model(3, (4,), "relu")
     params, x = jax.jit(model.init)(key), features(6)
+    found = jax.jit(model.score)(params, x)
+    params, x = jax.tree.map(np.asarray, (params, x))
     dense = lambda name, x: x @ params[name]["kernel"] + params[name]["bias"][None]
-    expected = dense("out", jax.nn.relu(dense("layer_0", x)))[:, 0]
-    np.testing.assert_allclose(model.score(params, x), expected, atol=1e-6)
+    expected = dense("out", np.maximum(dense("layer_0", x), 0))[:, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_text_model_scores_empty_texts_as_missing(key):
     model = learned.text_reward_model(CONFIG, heads.Gaussian())
     texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 0], jnp.int32))
-    scores = model.score(jax.jit(model.init)(key), texts)
+    scores = np.asarray(jax.jit(lambda key: model.score(model.init(key), texts))(key))
     assert scores.shape == (2,) and np.isfinite(scores[0]) and np.isnan(scores[1])
 
 
 def test_a_trunk_may_be_loaded(key):
     model = learned.text_reward_model(CONFIG)
     texts = learned.Texts(jnp.ones((2, 4), jnp.int32), jnp.array([3, 2], jnp.int32))
-    params = jax.jit(model.init)(key)
-    other = {**params, "trunk": transformer.init(CONFIG, jax.random.key(7))}
-    assert not np.allclose(model.score(params, texts), model.score(other, texts))
+    params, score = jax.jit(model.init)(key), jax.jit(model.score)
+    trunk = jax.jit(lambda key: transformer.init(CONFIG, key))(jax.random.key(7))
+    assert not np.allclose(score(params, texts), score({**params, "trunk": trunk}, texts))
 
 
 @pytest.mark.parametrize(
@@ -69,22 +72,35 @@ def test_bad_perceptrons(arguments, message):
         learned.mlp_reward_model(*arguments)
 
 
+step_params = jax.jit(learned.step_reward_model(CONFIG, (5,)).init)
+
+
+@jax.jit
+def by_the_head(params, tokens, lengths, ends):
+    """Probabilities of steps that end there."""
+    network = heads.on_transformer(CONFIG, heads.StepScores(), extra=(ends,))
+    return jax.nn.sigmoid(network.apply(params, tokens, lengths, ends))
+
+
 @pytest.mark.parametrize("aggregation", ["min", "prod", "mean", "last"])
 def test_scores_of_steps_are_put_together(key, aggregation):
     """The same parameters read by the head itself, at the ends of two, one and no steps."""
-    model = learned.step_reward_model(CONFIG, (5,), aggregation)
-    params = jax.jit(model.init)(key)
     tokens = jnp.array([[1, 5, 2, 5, 3, 4], [1, 2, 3, 5, 0, 0], [1, 5, 0, 0, 0, 0]], jnp.int32)
     lengths = jnp.array([6, 4, 2], jnp.int32)
     spans = jnp.array([[1, 5], [1, 4], [1, 2]], jnp.int32)
-    found = jax.jit(model.score)(params, learned.Texts(tokens, lengths, spans))
-    ends = jnp.array([[3, 4], [3, -1]], jnp.int32)
-    network = heads.on_transformer(CONFIG, heads.StepScores(), extra=(ends,))
-    p = jax.nn.sigmoid(network.apply(params, tokens[:2], lengths[:2], ends))
+    model = learned.step_reward_model(CONFIG, (5,), aggregation)
+
+    @jax.jit
+    def scores(params):
+        found = model.score(params, learned.Texts(tokens, lengths, spans))
+        return found, model.score(params, learned.Texts(tokens, lengths))
+
+    found, whole = map(np.asarray, scores(step_params(key)))
+    ends = jnp.array([[3, 4], [3, -1], [-1, -1]], jnp.int32)
+    p = np.asarray(by_the_head(step_params(key), tokens, lengths, ends))
     reduce = {"min": min, "prod": np.prod, "mean": np.mean, "last": lambda x: x[-1]}[aggregation]
     np.testing.assert_allclose(found[:2], [reduce(p[0]), p[1, 0]], rtol=1e-5)
     assert np.isnan(found[2])
-    whole = model.score(params, learned.Texts(tokens, lengths))
     assert np.isfinite(whole).all()
 
 
@@ -96,14 +112,15 @@ def test_members_score_as_they_would_alone(key, shared):
     model = learned.mlp_reward_model(3, (4,))
     many = learned.ensemble(model, 3, shared=shared)
     params, x = jax.jit(many.init)(key), features(5)
-    scores = jax.jit(many.score)(params, x)
+    scores = np.asarray(jax.jit(many.score)(params, x))
     assert scores.shape == (3, 5)
+    score = jax.jit(model.score)
     for member in range(3):
         own = {
-            name: leaf if name in shared else jax.tree.map(lambda x: x[member], leaf)
+            name: leaf if name in shared else jax.tree.map(lambda x: np.asarray(x)[member], leaf)
             for name, leaf in params.items()
         }
-        np.testing.assert_allclose(scores[member], model.score(own, x), atol=1e-6)
+        np.testing.assert_allclose(scores[member], score(own, x), atol=1e-6)
     assert not np.allclose(scores[0], scores[1])
     shapes = {name: leaf["kernel"].ndim for name, leaf in params.items()}
     assert shapes == {"layer_0": 2 if shared else 3, "out": 3}
@@ -113,13 +130,10 @@ def test_the_gradient_of_a_shared_trunk_is_the_sum(key):
     model = learned.mlp_reward_model(3, (4,))
     many = learned.ensemble(model, 3, shared=("layer_0",))
     params, x = jax.jit(many.init)(key), features(5)
-    grads = jax.grad(lambda p: jnp.sum(many.score(p, x)))(params)
-    parts = [
-        jax.grad(lambda p: jnp.sum(model.score(p, x)))(
-            {**params, "out": jax.tree.map(lambda leaf: leaf[k], params["out"])}
-        )["layer_0"]["kernel"]
-        for k in range(3)
-    ]
+    slope = lambda score: jax.jit(jax.grad(lambda p: jnp.sum(score(p, x))))
+    grads, alone = slope(many.score)(params), slope(model.score)
+    outs = [jax.tree.map(lambda leaf: np.asarray(leaf)[k], params["out"]) for k in range(3)]
+    parts = [np.asarray(alone({**params, "out": out})["layer_0"]["kernel"]) for out in outs]
     np.testing.assert_allclose(grads["layer_0"]["kernel"], sum(parts), atol=1e-5)
 
 
@@ -128,7 +142,7 @@ def test_bad_ensembles(key):
     with pytest.raises(ValueError, match="members = 0"):
         learned.ensemble(model, 0)
     with pytest.raises(ValueError, match=r"shared = \['trunk'\]"):
-        learned.ensemble(model, 2, shared=("trunk",)).init(key)
+        jax.eval_shape(learned.ensemble(model, 2, shared=("trunk",)).init, key)
 
 
 # Users
@@ -140,12 +154,13 @@ def test_everybody_is_scored_by_their_own_parameters(key):
     params, x = jax.jit(many.init)(key), features(5)
     users = jnp.array([1, 0, 1, 2, -1], jnp.int32)
     found = jax.jit(many.score)(params, learned.OfUsers(x, users))
-    for place in range(3):
-        own = {**params, "out": jax.tree.map(lambda leaf: leaf[users[place]], params["out"])}
-        np.testing.assert_allclose(found[place], model.score(own, x)[place], atol=1e-6)
+    found, score = np.asarray(found), jax.jit(model.score)
+    for place, user in enumerate((1, 0, 1)):
+        own = {**params, "out": jax.tree.map(lambda leaf: np.asarray(leaf)[user], params["out"])}
+        np.testing.assert_allclose(found[place], score(own, x)[place], atol=1e-6)
     assert np.isnan(found[3:]).all()  # nobody knows them
     total = lambda p: jnp.nansum(many.score(p, learned.OfUsers(x, jnp.array([1, 1, 1, 2, -1]))))
-    grads = jax.grad(total)(params)
+    grads = jax.tree.map(np.asarray, jax.jit(jax.grad(total))(params))
     assert np.isfinite(grads["out"]["kernel"]).all() and not grads["out"]["kernel"][0].any()
     assert grads["out"]["kernel"][1].any() and grads["layer_0"]["kernel"].any()
 
@@ -154,11 +169,10 @@ def test_a_policy_learns_what_each_user_likes(key):
     """GRPO on a personalised model: the prompt says for whom; unknown users teach nothing."""
     actions, known = 4, 3
     model = learned.personalized(learned.mlp_reward_model(actions, (8,)), known)
-    params, eye = model.init(jax.random.key(3)), jnp.eye(actions)
-    favourite = [
-        int(jnp.argmax(model.score(params, learned.OfUsers(eye, jnp.full(actions, user)))))
-        for user in range(known)
-    ]
+    params, eye = jax.jit(model.init)(jax.random.key(3)), jnp.eye(actions)
+    score = jax.jit(lambda users: model.score(params, learned.OfUsers(eye, users)))
+    likes = [score(jnp.asarray(np.full(actions, user, np.int32))) for user in range(known)]
+    favourite = [int(np.argmax(scores)) for scores in likes]
     assert len(set(favourite)) > 1  # one policy for all would not do
     policy = tabular.tabular_policy(known + 1, actions)
     prompts = jnp.arange(known + 1, dtype=jnp.int32)
@@ -176,10 +190,11 @@ def test_a_policy_learns_what_each_user_likes(key):
     state = step.init(key, policy.init(key))
     for i in range(60):
         state = train(state, jax.random.fold_in(key, i))
-    found = jax.nn.softmax(state.params)
-    assert jnp.argmax(found[:known], axis=1).tolist() == favourite
-    assert float(jnp.min(jnp.max(found[:known], axis=1))) > 0.9
-    np.testing.assert_array_equal(state.params[known], 0.0)
+    logits = np.asarray(state.params)
+    found = scipy.special.softmax(logits, axis=1)[:known]
+    assert np.argmax(found, axis=1).tolist() == favourite
+    assert np.min(np.max(found, axis=1)) > 0.9
+    np.testing.assert_array_equal(logits[known], 0.0)
 
 
 # Many items
@@ -187,10 +202,10 @@ def test_a_policy_learns_what_each_user_likes(key):
 
 @pytest.mark.parametrize("count", [1, 6, 7, 12])
 def test_blocks_give_the_scores_of_all(key, count):
-    many = learned.ensemble(learned.mlp_reward_model(3), 2)
-    params, x = many.init(key), np.asarray(features(count))
+    many = learned.ensemble(learned.mlp_reward_model(3, (4,)), 2)
+    params, x = jax.jit(many.init)(key), np.asarray(features(count))
     found = learned.score_many(many.score, params, x, block_size=6, progress=False)
-    np.testing.assert_allclose(found, many.score(params, jnp.asarray(x)), atol=1e-6)
+    np.testing.assert_allclose(found, jax.jit(many.score)(params, x), atol=1e-6)
     streamed = learned.score_many(many.score, params, iter(x), block_size=6, progress=False)
     np.testing.assert_array_equal(found, streamed)
 
@@ -295,7 +310,7 @@ def test_bad_descriptions(spec, message):
 
 
 def test_files_that_do_not_fit(tmp_path, key):
-    params = learned_files.build(MLP).init(key)
+    params = jax.jit(learned_files.build(MLP).init)(key)
     with pytest.raises(ValueError, match=r"params: layer_0/kernel has shape \(3, 4\)"):
         learned_files.save(tmp_path, params, {**MLP, "width": 2})
     with pytest.raises(ValueError, match="holds no reward_model.json"):

@@ -5,6 +5,7 @@ ties: each is refused and counted, masked, or harmless, as documented; none pass
 """
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -50,10 +51,8 @@ def causes(screened):
 MODEL = learned.mlp_reward_model(2, (3,))
 
 
-def gradients(data, term=preference.bradley_terry):
-    """Loss and gradients of a perceptron on pairs of vectors."""
-    data = jax.tree.map(jnp.asarray, data)
-
+@functools.partial(jax.jit, static_argnames="term")
+def gradients_of(data, term):
     def loss(params):
         margins = MODEL.score(params, data.first) - MODEL.score(params, data.second)
         return preference.pair_loss(margins, data.target, data.weights, term=term)
@@ -61,12 +60,23 @@ def gradients(data, term=preference.bradley_terry):
     return jax.value_and_grad(loss)(MODEL.init(jax.random.key(0)))
 
 
+def gradients(data, term=preference.bradley_terry):
+    """Loss and gradients of a perceptron on pairs of vectors."""
+    return gradients_of(jax.tree.map(jnp.asarray, data), term)
+
+
+def both_of(loss):
+    """Value and gradient, in numpy."""
+    compiled = jax.jit(jax.value_and_grad(loss))
+    return lambda *arguments: jax.tree.map(np.asarray, compiled(*arguments))
+
+
 def finite(tree):
-    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def largest(tree):
-    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
+    return max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(tree))
 
 
 # NaN scores
@@ -82,22 +92,21 @@ def test_a_score_that_is_no_number_is_refused_in_files(tmp_path, score):
 def test_a_nan_score_is_a_missing_reward():
     signal = make_signal(jnp.array([[1.0, jnp.nan, 0.0, jnp.inf]]))
     np.testing.assert_array_equal(signal.mask, [[True, False, True, False]])
-    found, _ = advantage.group_relative().update(jax.random.key(0), signal, ())
-    alone, _ = advantage.group_relative().update(
-        jax.random.key(0), make_signal(jnp.array([[1.0, 0.0]])), ()
-    )
-    np.testing.assert_allclose(found.advantages[0, ::2], alone.advantages[0], rtol=1e-6)
-    np.testing.assert_array_equal(found.advantages[0, 1::2], [0.0, 0.0])
+    update = jax.jit(advantage.group_relative().update)
+    advantages = lambda signal: np.asarray(update(jax.random.key(0), signal, ())[0].advantages)
+    found, alone = advantages(signal), advantages(make_signal(jnp.array([[1.0, 0.0]])))
+    np.testing.assert_allclose(found[0, ::2], alone[0], rtol=1e-6)
+    np.testing.assert_array_equal(found[0, 1::2], [0.0, 0.0])
 
 
 def test_a_nan_margin_counts_only_where_it_has_weight():
     target = jnp.array([1.0, 0.0])
-    of = lambda margins, weights: preference.pair_loss(margins, target, weights)
-    value, slope = jax.value_and_grad(of)(jnp.array([0.3, jnp.nan]), jnp.array([1.0, 0.0]))
+    of = both_of(lambda margins, weights: preference.pair_loss(margins, target, weights))
+    value, slope = of(jnp.array([0.3, jnp.nan]), jnp.array([1.0, 0.0]))
     assert float(value) == pytest.approx(math.log1p(math.exp(-0.3)), rel=1e-5)
     assert finite(slope) and float(slope[1]) == 0.0
     # With weight the loss is NaN, by which training stops, and not a mean of the others.
-    assert math.isnan(of(jnp.array([0.3, jnp.nan]), jnp.array([1.0, 1.0])))
+    assert math.isnan(of(jnp.array([0.3, jnp.nan]), jnp.array([1.0, 1.0]))[0])
 
 
 POINTWISE = {
@@ -110,38 +119,59 @@ POINTWISE = {
 }
 
 
+@functools.cache
+def pointwise_gradients(name):
+    """The gradient of the first alone, the loss of both, and both ways to leave the second out."""
+
+    @jax.jit
+    def find(params, scores, labels):
+        # NaN scores come from heads, which select them: see `heads`
+        term = lambda p: POINTWISE[name](jnp.where(jnp.isnan(scores), jnp.nan, 0.3 * p), labels)
+        weighted = lambda p: reduction.mean(term(p), jnp.array([1.0, 0.0]), divide_by="batch")
+
+        def by_propensity(p):
+            observed, propensity = jnp.array([True, False]), jnp.array([1.0, 0.5])
+            losses = pointwise.inverse_propensity(term(p), observed, propensity)
+            return reduction.mean(losses, divide_by="batch")
+
+        alone = jax.grad(lambda p: POINTWISE[name](0.3 * p, labels[:1])[0] / 2)(params[:1])
+        ways = [jax.value_and_grad(loss)(params) for loss in (by_propensity, weighted)]
+        return alone, reduction.mean(term(params)), ways
+
+    return find
+
+
 @pytest.mark.parametrize("bad", ["label", "score"])
 @pytest.mark.parametrize("name", POINTWISE)
 def test_a_label_or_score_that_is_not_there_reaches_no_gradient_of_single_items(name, bad):
     """Labels of unobserved feedback are NaN; a NaN slope behind a finite loss would be silent."""
     labels = jnp.array([1.0, jnp.nan if bad == "label" else 0.0])
     scores = jnp.array([0.3, jnp.nan if bad == "score" else 0.2])
-    params = jnp.ones(2)  # NaN scores come from heads, which select them: see `heads`
-    observed, propensity = jnp.array([True, False]), jnp.array([1.0, 0.5])
-    term = lambda p: POINTWISE[name](jnp.where(jnp.isnan(scores), jnp.nan, 0.3 * p), labels)
-    weighted = lambda p: reduction.mean(term(p), jnp.array([1.0, 0.0]), divide_by="batch")
-
-    def by_propensity(p):
-        losses = pointwise.inverse_propensity(term(p), observed, propensity)
-        return reduction.mean(losses, divide_by="batch")
-
-    alone = jax.grad(lambda p: POINTWISE[name](0.3 * p, labels[:1])[0] / 2)(params[:1])
-    for loss in (by_propensity, weighted):
-        value, slope = jax.value_and_grad(loss)(params)
+    alone, whole, found = pointwise_gradients(name)(jnp.ones(2), scores, labels)
+    for value, slope in found:
         assert finite(value)
         np.testing.assert_allclose(slope, [alone[0], 0.0], rtol=1e-6)
-    assert math.isnan(reduction.mean(term(params)))  # with weight it is loud
+    assert math.isnan(whole)  # with weight it is loud
 
 
 @pytest.mark.parametrize("bad", ["target", "margin"])
 def test_pairs_without_a_target_reach_no_gradient_of_a_term(bad):
     target = jnp.array([1.0, jnp.nan if bad == "target" else 0.0])
     margins = jnp.array([0.3, jnp.nan if bad == "margin" else 0.2])
-    for name, term in TERMS.items():
+    for name, (found, whole) in gradients_of_terms(margins, target).items():
+        assert finite(found) and found[1][1] == 0.0, name
+        assert math.isnan(whole), name
+
+
+@jax.jit
+def gradients_of_terms(margins, target):
+    """By term the loss without the second pair with its gradient, and the loss with it."""
+
+    def find(term):
         loss = lambda d: reduction.mean(term(d, target), jnp.array([1.0, 0.0]))
-        value, slope = jax.value_and_grad(loss)(margins)
-        assert finite(value) and finite(slope) and float(slope[1]) == 0.0, name
-        assert math.isnan(reduction.mean(term(margins, target))), name
+        return jax.value_and_grad(loss)(margins), reduction.mean(term(margins, target))
+
+    return {name: find(term) for name, term in TERMS.items()}
 
 
 def test_a_nan_in_an_item_reaches_no_gradient():
@@ -168,18 +198,18 @@ def test_bad_numbers_beside_a_pair(target, weight, cause):
 
 
 def test_a_nan_among_ranked_responses_counts_only_where_it_is_ranked():
-    ranks, mask = jnp.array([[1.0, 2.0, jnp.nan]]), jnp.ones((1, 3), bool)
-    loss = lambda scores: preference.ranking(scores, ranks, mask).loss[0]
-    value, slope = jax.value_and_grad(loss)(jnp.array([[0.5, 0.2, jnp.nan]]))
+    mask, scores = jnp.ones((1, 3), bool), jnp.array([[0.5, 0.2, jnp.nan]])
+    loss = both_of(lambda scores, ranks: preference.ranking(scores, ranks, mask).loss[0])
+    value, slope = loss(scores, jnp.array([[1.0, 2.0, jnp.nan]]))
     assert float(value) == pytest.approx(math.log1p(math.exp(-0.3)), rel=1e-5)
     assert finite(slope) and float(slope[0, 2]) == 0.0
-    ranks = jnp.array([[1.0, 2.0, 3.0]])  # ranked, it is loud
-    assert math.isnan(loss(jnp.array([[0.5, 0.2, jnp.nan]])))
+    assert math.isnan(loss(scores, jnp.array([[1.0, 2.0, 3.0]]))[0])  # ranked, it is loud
 
 
 def test_a_neighbour_without_a_reward_changes_nothing():
     similarity, own = jnp.array([[0.95, 0.99, jnp.nan], [0.95, 0.99, 0.2]]), jnp.array([1.0, jnp.nan])
-    fused = fusion.fuse_rewards(own, similarity, jnp.array([3.0, jnp.nan, 5.0]), top_k=1)
+    fuse = jax.jit(fusion.fuse_rewards, static_argnames="top_k")
+    fused = np.asarray(fuse(own, similarity, jnp.array([3.0, jnp.nan, 5.0]), top_k=1))
     assert float(fused[0]) == pytest.approx((1.0 + 0.95 * 3.0) / 1.95, rel=1e-6)
     assert np.isnan(fused[1])  # its own reward is missing, and stays so
 
@@ -218,17 +248,17 @@ def both(found):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_an_empty_response_has_no_score_and_reaches_no_gradient_of_a_head(head):
-    states = jax.random.normal(jax.random.key(1), (2, 3, 8))
-    full = jnp.ones((2, 3), bool)
-    params = head.init(jax.random.key(0), (states,), states, full)
-    score = lambda params, states, mask: both(head.apply(params, (states,), states, mask))
-    assert np.isnan(score(params, states, full.at[1].set(False))).tolist() == [False, True]
+    states = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 8)), jnp.float32)
+    full, first = jnp.ones((2, 3), bool), jnp.asarray(np.array([[True] * 3, [False] * 3]))
+    params = jax.jit(head.init)(jax.random.key(0), (states,), states, full)
 
     def loss(params, states, mask):
-        return preference.pair_loss(score(params, states, mask), jnp.ones(2), jnp.array([1.0, 0.0]))
+        scores = both(head.apply(params, (states,), states, mask))
+        return preference.pair_loss(scores, jnp.ones(2), jnp.array([1.0, 0.0])), scores
 
-    slopes = jax.jit(jax.grad(loss, argnums=(0, 1)))
-    empty, other = slopes(params, states, full.at[1].set(False)), slopes(params, states, full)
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (empty, scores), (other, _) = slopes(params, states, first), slopes(params, states, full)
+    assert np.isnan(scores).tolist() == [False, True]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), empty, other)
     assert largest(empty) > 0
 
@@ -240,23 +270,29 @@ def test_an_empty_response_reaches_no_gradient_of_a_transformer():
         scores = model.score(params, learned.Texts(jnp.ones((2, 3), jnp.int32), lengths))
         return preference.pair_loss(scores, jnp.ones(2), jnp.array([1.0, 0.0]))
 
-    slopes, params = jax.jit(jax.grad(loss)), model.init(jax.random.key(0))
+    slopes, params = jax.jit(jax.grad(loss)), jax.jit(model.init)(jax.random.key(0))
     empty, other = slopes(params, jnp.array([3, 0])), slopes(params, jnp.array([3, 2]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), empty, other)
     assert largest(empty) > 0
 
 
 def test_an_empty_response_reaches_no_gradient_of_an_aggregator():
-    states = jnp.ones((2, 3, 4)).at[1, 2].set(jnp.nan)
+    states = np.ones((2, 3, 4), np.float32)
+    states[1, 2] = np.nan
+    states = jnp.asarray(states)
     aggregator = experts.Aggregator(4)
-    params = aggregator.init(jax.random.key(0), states)
 
     def loss(params):
         scores = aggregator.apply(params, states)
-        return preference.pair_loss(scores, jnp.ones(3), jnp.array([1.0, 1.0, 0.0]))
+        return preference.pair_loss(scores, jnp.ones(3), jnp.array([1.0, 1.0, 0.0])), scores
 
-    assert np.isnan(aggregator.apply(params, states)).tolist() == [False, False, True]
-    assert finite(jax.value_and_grad(loss)(params))
+    @jax.jit
+    def find(key):
+        return jax.value_and_grad(loss, has_aux=True)(aggregator.init(key, states))
+
+    (value, scores), slopes = find(jax.random.key(0))
+    assert np.isnan(scores).tolist() == [False, False, True]
+    assert finite((value, slopes))
 
 
 def test_empty_responses_are_left_out_of_arrays():
@@ -335,7 +371,7 @@ TERMS = {
 def test_a_batch_of_ties_pulls_the_scores_together(name):
     data = pairs([[1, 2], [2, 3]], [[0, 1], [1, 1]], [0.5, 0.5])
     assert finite(gradients(data, TERMS[name]))
-    slope = jax.grad(lambda d: preference.pair_loss(d, data.target, term=TERMS[name]))
+    slope = jax.jit(jax.grad(lambda d: preference.pair_loss(d, data.target, term=TERMS[name])))
     assert finite(slope(jnp.array([3.0, -3.0]))) and finite(slope(jnp.array([80.0, -80.0])))
     assert float(slope(jnp.array([3.0, -3.0]))[0]) >= 0
     np.testing.assert_allclose(slope(jnp.zeros(2)), [0, 0], atol=1e-6)
@@ -345,14 +381,20 @@ def test_a_batch_of_ties_that_do_not_count_changes_nothing(tmp_path):
     fails = jnp.zeros(2, bool)
     target, weights = preference.pass_fail_targets(fails, fails)
     np.testing.assert_array_equal(weights, [0, 0])
-    of = lambda margins: preference.pair_loss(margins, target, weights)
-    value, slope = jax.value_and_grad(of)(jnp.array([2.0, jnp.nan]))
-    assert float(value) == 0.0 and np.all(np.asarray(slope) == 0.0)
+    of = both_of(lambda margins: preference.pair_loss(margins, target, weights))
+    value, slope = of(jnp.array([2.0, jnp.nan]))
+    assert float(value) == 0.0 and np.all(slope == 0.0)
     ranks, mask = jnp.ones((1, 3)), jnp.ones((1, 3), bool)
-    ranked = lambda scores: preference.ranking(scores, ranks, mask)
-    assert float(ranked(jnp.ones((1, 3))).loss[0]) == 0.0
-    assert not bool(ranked(jnp.ones((1, 3))).counted[0])
-    assert largest(jax.grad(lambda s: jnp.sum(ranked(s).loss))(jnp.array([[1.0, 2, 3]]))) == 0
+
+    @jax.jit
+    def ranked(scores):
+        found = preference.ranking(scores, ranks, mask)
+        slope = jax.grad(lambda s: jnp.sum(preference.ranking(s, ranks, mask).loss))(scores)
+        return found.loss[0], found.counted[0], slope
+
+    loss, counted, _ = ranked(jnp.ones((1, 3)))
+    assert float(loss) == 0.0 and not bool(counted)
+    assert largest(ranked(jnp.array([[1.0, 2, 3]]))[2]) == 0
     tie = {"margin": 0}
     loaded = read(tmp_path, {"chosen": "new", **tie}, {"chosen": "old", **tie})
     assert loaded.noted == {"zero_margin_is_tie": files.Tally(2, 2)}
@@ -360,9 +402,8 @@ def test_a_batch_of_ties_that_do_not_count_changes_nothing(tmp_path):
 
 def test_rewards_that_all_tie_have_no_advantage():
     for transform in (advantage.group_relative(scale="group_std"), advantage.grpo()):
-        signal, _ = transform.update(
-            jax.random.key(0), make_signal(jnp.full((2, 4), 0.7)), transform.init()
-        )
+        given = make_signal(np.full((2, 4), 0.7))
+        signal, _ = jax.jit(transform.update)(jax.random.key(0), given, transform.init())
         np.testing.assert_array_equal(signal.advantages, np.zeros((2, 4)))
 
 

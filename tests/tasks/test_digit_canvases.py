@@ -9,13 +9,18 @@ from jaxreward.tasks import digit_canvases as canvases
 from jaxreward.tasks.image_records import DigitImagesSpec
 
 
+draw_prompts = jax.jit(canvases.draw_prompts, static_argnums=(1, 2))
+allowed_pairs = jax.jit(canvases.allowed_pairs)
+tokens = jax.jit(canvases.tokens)
+
+
 @pytest.fixture(scope="module", name="bank")
 def real_digits():
     return canvases.load_bank("reward")
 
 
 def pairs_of(*prompt):
-    allowed = canvases.allowed_pairs(jnp.array(prompt, jnp.int32))
+    allowed = allowed_pairs(jnp.array(prompt, jnp.int32))
     return set(map(tuple, np.argwhere(np.asarray(allowed)).tolist()))
 
 
@@ -28,8 +33,8 @@ def test_parts_share_no_image():
 
 def test_bank_finds_every_digit(bank):
     for digit in range(10):
-        assert set(np.asarray(bank.labels)[np.asarray(bank.by_digit[digit])]) == {digit}
-    assert 0 <= float(jnp.min(bank.images)) and float(jnp.max(bank.images)) == 1.0
+        assert set(np.asarray(bank.labels)[np.asarray(bank.by_digit)[digit]]) == {digit}
+    assert 0 <= np.min(bank.images) and np.max(bank.images) == 1.0
 
 
 def test_what_satisfies_a_prompt():
@@ -45,15 +50,20 @@ def test_what_satisfies_a_prompt():
 
 
 def test_what_is_drawn_satisfies_its_prompt(key):
-    prompts = canvases.draw_prompts(key, 400)
-    cells = jax.vmap(canvases.draw_cells)(jax.random.split(key, 400), prompts)
-    allowed = jax.vmap(canvases.allowed_pairs)(prompts)
-    assert np.all(np.asarray(allowed)[np.arange(400), np.asarray(cells[:, 0]), np.asarray(cells[:, 1])])
-    category, first, second, _ = np.asarray(prompts).T
+
+    @jax.jit
+    def draw(key):
+        prompts = canvases.draw_prompts(key, 400)
+        cells = jax.vmap(canvases.draw_cells)(jax.random.split(key, 400), prompts)
+        only = canvases.draw_prompts(key, 50, (canvases.COUNT,))
+        return prompts, cells, jax.vmap(canvases.allowed_pairs)(prompts), only
+
+    prompts, cells, allowed, only = map(np.asarray, draw(key))
+    assert np.all(allowed[np.arange(400), cells[:, 0], cells[:, 1]])
+    category, first, second, _ = prompts.T
     assert set(category) == {0, 1, 2, 3}
     assert np.all((first != second) == (category <= canvases.RELATION))
-    only = canvases.draw_prompts(key, 50, (canvases.COUNT,))
-    assert set(np.asarray(only[:, 0])) == {canvases.COUNT}
+    assert set(only[:, 0]) == {canvases.COUNT}
 
 
 def test_held_out_prompts_are_new_combinations_of_known_words(key):
@@ -63,7 +73,7 @@ def test_held_out_prompts_are_new_combinations_of_known_words(key):
     for kind in range(4):
         assert np.mean(away[every[:, 0] == kind]) == pytest.approx(0.2)
     seen, new = every[~away], every[away]
-    words = lambda rows: set(np.asarray(canvases.tokens(jnp.asarray(rows))).ravel().tolist())
+    words = lambda rows: set(np.asarray(tokens(jnp.asarray(rows))).ravel().tolist())
     assert words(new) <= words(seen) == set(range(len(canvases.WORDS)))
     # no canvas of a held-out pair is one of training: neither the order nor the relation is new alone
     pairs = lambda rows: {frozenset((a, b)) for c, a, b, _ in rows.tolist() if c <= canvases.RELATION}
@@ -77,7 +87,8 @@ def test_held_out_prompts_are_new_combinations_of_known_words(key):
 
 def test_balanced_prompts_are_rows_of_their_table(key):
     table = canvases.all_prompts()[-60:]  # relations, counts and sizes
-    drawn = np.asarray(canvases.draw_balanced(key, table, 600))
+    draw = jax.jit(lambda key: canvases.draw_balanced(key, table, 600))
+    drawn = np.asarray(draw(key))
     np.testing.assert_array_equal(drawn[:, 0], np.tile([1, 2, 3], 200))
     rows = set(map(tuple, table.tolist()))
     assert set(map(tuple, drawn.tolist())) == rows
@@ -87,14 +98,15 @@ def test_balanced_prompts_are_rows_of_their_table(key):
 
 def test_canvas_shows_real_digits(key, bank):
     prompt = jnp.array([canvases.RELATION, 3, 7, 1], jnp.int32)
-    canvas = canvases.draw_canvas(key, bank, prompt)
+    canvas = np.asarray(jax.jit(canvases.draw_canvas)(key, bank, prompt))
     for cell, digit in ((canvas[:, :8], 7), (canvas[:, 8:], 3)):
-        same = np.flatnonzero(np.all(np.asarray(bank.images) == np.asarray(cell), axis=(1, 2)))
-        assert int(bank.labels[same[0]]) == digit
-    small = canvases.draw_cell(key, bank, jnp.int32(14))
-    inner = np.asarray(small[2:6, 2:6])
-    assert float(jnp.sum(small)) == pytest.approx(inner.sum()) and inner.sum() > 0
-    assert not np.any(canvases.draw_cell(key, bank, jnp.int32(0)))
+        same = np.flatnonzero(np.all(np.asarray(bank.images) == cell, axis=(1, 2)))
+        assert np.asarray(bank.labels)[same[0]] == digit
+    draw_cell = jax.jit(canvases.draw_cell)
+    small = np.asarray(draw_cell(key, bank, jnp.int32(14)))
+    inner = small[2:6, 2:6]
+    assert float(np.sum(small)) == pytest.approx(inner.sum()) and inner.sum() > 0
+    assert not np.any(draw_cell(key, bank, jnp.int32(0)))
 
 
 def test_prompts_in_words_and_numbers(key):
@@ -104,12 +116,12 @@ def test_prompts_in_words_and_numbers(key):
     }
     for prompt, words in cases.items():
         assert canvases.sentence(prompt) == words
-    found = canvases.tokens(jnp.array(list(cases), jnp.int32))
+    found = tokens(jnp.array(list(cases), jnp.int32))
     read = [[canvases.WORDS[index] for index in row] for row in found.tolist()]
     assert read[:2] == [["3", "and", "7"], ["3", "left of", "7"]]
     assert read[4:6] == [["5", "two", "nothing"], ["4", "big", "nothing"]]
-    prompts = canvases.draw_prompts(key, 300)
-    rows = np.asarray(canvases.tokens(prompts))
+    prompts = draw_prompts(key, 300)
+    rows = np.asarray(tokens(prompts))
     assert len(np.unique(rows, axis=0)) == len(np.unique(np.asarray(prompts), axis=0))
 
 
@@ -122,8 +134,7 @@ def test_builder_writes_what_it_reads(tmp_path):
     np.testing.assert_array_equal(read.prompts, drawn.prompts)
     row = made.builder.as_data_source(split="judge")[3]
     assert row["text"].decode() == canvases.sentence(row["prompt"])
-    tokens = canvases.tokens(jnp.asarray(row["prompt"], jnp.int32))
-    np.testing.assert_array_equal(row["tokens"], tokens)
+    np.testing.assert_array_equal(row["tokens"], tokens(jnp.asarray(row["prompt"], jnp.int32)))
     with pytest.raises(ValueError, match="split = 'test'"):
         image_records.read_images(made, "test")
 
