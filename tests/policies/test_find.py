@@ -46,9 +46,9 @@ def run(step, reward, steps, start=START):
         state, metrics = step.update(state, signal_of(state, reward))
         return state, metrics["policy/clip_fraction"]
 
+    whole = lambda key: jax.lax.scan(iteration, step.init(key, start), length=steps)
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        state = step.init(jax.random.key(0), start)
-        return jax.jit(lambda s: jax.lax.scan(iteration, s, length=steps))(state)
+        return jax.jit(whole)(jax.random.key(0))
 
 
 def many(step, reward, steps, seeds):
@@ -57,28 +57,24 @@ def many(step, reward, steps, seeds):
     def iteration(state, _):
         return step.update(state, signal_of(state, reward))[0], None
 
-    whole = jax.jit(lambda s: jax.lax.scan(iteration, s, length=steps)[0])
+    whole = jax.jit(lambda key: jax.lax.scan(iteration, step.init(key, START), length=steps)[0])
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction mixes int and float
-        return [whole(step.init(jax.random.key(seed), START)) for seed in range(seeds)]
+        return [whole(jax.random.key(seed)) for seed in range(seeds)]
 
 
 def test_a_constant_reward_does_not_drift():
     """Check 6 of the card: a converged baseline leaves no advantage, so nothing moves."""
     constant = lambda noise: jnp.full(noise.shape[:2], 0.7)
     step = make_step(learned_baseline(2 * SIZE, widths=(16,), learning_rate=1e-2), optax.sgd(0.1))
-    state = step.init(jax.random.key(0), START)
-    credit = jax.jit(
-        lambda s: jax.lax.scan(
-            lambda s, _: (step.credit(s, signal_of(s, constant))[0], None), s, length=400
-        )[0]
-    )
-    state = credit(state)
-    learn = jax.jit(
-        lambda s: jax.lax.scan(
-            lambda s, _: (step.update(s, signal_of(s, constant))[0], None), s, length=50
-        )[0]
-    )
-    kept = learn(state).params
+
+    @jax.jit
+    def kept_after(key):
+        credited = lambda state, _: (step.credit(state, signal_of(state, constant))[0], None)
+        updated = lambda state, _: (step.update(state, signal_of(state, constant))[0], None)
+        state, _ = jax.lax.scan(credited, step.init(key, START), length=400)
+        return jax.lax.scan(updated, state, length=50)[0].params
+
+    kept = kept_after(jax.random.key(0))
     bare, _ = run(make_step(direct(1.0), optax.sgd(0.1)), constant, 50)
     assert np.max(np.abs(kept.mean)) < 1e-3 and np.max(np.abs(kept.std - 1)) < 1e-3
     assert np.max(np.abs(bare.params.mean)) > 0.02
@@ -86,12 +82,12 @@ def test_a_constant_reward_does_not_drift():
 
 def test_an_offset_of_the_reward_costs_less_with_a_baseline():
     """At equal samples the mean moves further along the reward."""
-    direction = jnp.full((SIZE,), SIZE**-0.5)
+    direction = np.full((SIZE,), SIZE**-0.5, np.float32)
     reward = lambda noise: 3.0 + noise @ direction
 
     def shift(transform):
         step = make_step(transform, optax.adam(1e-2))
-        ends = [end.params.mean[0] for end in many(step, reward, 150, seeds=4)]
+        ends = [np.asarray(end.params.mean)[0] for end in many(step, reward, 150, seeds=4)]
         return np.mean([end @ direction for end in ends])
 
     with_baseline = shift(learned_baseline(2 * SIZE, widths=(16,), learning_rate=1e-2, scale=0.1))
@@ -121,12 +117,16 @@ def test_outside_the_clip_the_regulariser_pulls_back():
 def test_reused_samples_keep_their_own_reward_and_score():
     """A sample of an earlier policy: its ratio is to the policy that drew it."""
     step = make_step(direct(1.0), optax.sgd(0.1), drift=0.0, old="behaviour")
-    state = step.init(jax.random.key(0), START)
-    signal = signal_of(state, lambda noise: noise[:, :, 0], batch=8)
-    moved = step.update(state, signal)[0]
-    _, metrics = step.update(moved, signal)
-    before = signal.trajectories.log_probs
-    now = POLICY.log_prob(moved.params, signal.trajectories).log_probs
-    expected = jnp.mean(jnp.exp(now - before))
-    np.testing.assert_allclose(metrics["policy/ratio_mean"], expected, rtol=1e-5)
+
+    @jax.jit
+    def run(key):
+        state = step.init(key, START)
+        signal = signal_of(state, lambda noise: noise[:, :, 0], batch=8)
+        moved = step.update(state, signal)[0]
+        now = POLICY.log_prob(moved.params, signal.trajectories).log_probs
+        before = signal.trajectories.log_probs
+        return step.update(moved, signal)[1]["policy/ratio_mean"], jnp.mean(jnp.exp(now - before))
+
+    found, expected = run(jax.random.key(0))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert abs(float(expected) - 1) > 1e-5

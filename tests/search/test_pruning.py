@@ -58,21 +58,21 @@ TABLE = jnp.array([[0.1, 0.5, 0.4], [0.9, 0.2, 0.3], [0.6, 0.8, 0.9], [0.7, 0.1,
 
 
 def test_pruning_of_the_card():
-    found = pruning.prune_table(TABLE[:, :2], TABLE[:, 2], (0.6, 0.5))
+    found = jax.jit(lambda table: pruning.prune_table(table[:, :2], table[:, 2], (0.6, 0.5)))(TABLE)
     np.testing.assert_array_equal(found.kept[0], [1, 2, 3])
     np.testing.assert_array_equal(found.kept[1], [1, 2])
     assert (int(found.winner), float(found.score)) == (2, pytest.approx(0.9))
 
 
 def test_keeping_all_is_best_of_n():
-    found = pruning.prune_table(TABLE[:, :2], TABLE[:, 2], (1.0, 1.0))
+    found = jax.jit(lambda table: pruning.prune_table(table[:, :2], table[:, 2], (1.0, 1.0)))(TABLE)
     assert (int(found.winner), float(found.score)) == (4, 2.0)
 
 
 def test_perfect_scores_never_lose_the_best(key):
     final = jax.random.normal(key, (20, 37))
     prune = lambda y: pruning.prune_table(jnp.stack([y] * 3, axis=1), y, SINGLE.keep).score
-    np.testing.assert_array_equal(jax.vmap(prune)(final), jnp.max(final, axis=1))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(prune))(final), np.max(final, axis=1))
 
 
 def test_first_wins_ties():
@@ -92,19 +92,23 @@ def test_search_online_is_the_table_replayed(key):
     score = lambda estimates, stage: estimates[:, 0] * (stage + 1)
     reward = lambda images: images[:, 1]
     schedule = Schedule((0, 2), (0.6, 0.5))
-    image, found = jax.jit(
-        lambda z: pruning.pruned_search(z, advance, score, reward, schedule, 4)
-    )(noises)
-    states, estimates = noises, []
-    for step in range(4):
-        states, clean = advance(states, step)
-        estimates.append(clean)
-    stages = jnp.stack([estimates[0][:, 0], 2 * estimates[2][:, 0]], axis=1)
-    expected = pruning.prune_table(stages, reward(estimates[3]), schedule.keep)
+
+    @jax.jit
+    def run(noises):
+        states, estimates = noises, []
+        for step in range(4):
+            states, clean = advance(states, step)
+            estimates.append(clean)
+        stages = jnp.stack([estimates[0][:, 0], 2 * estimates[2][:, 0]], axis=1)
+        replayed = pruning.prune_table(stages, reward(estimates[3]), schedule.keep)
+        online = pruning.pruned_search(noises, advance, score, reward, schedule, 4)
+        return *online, replayed, estimates[3]
+
+    image, found, expected, last = jax.device_get(run(noises))
     assert int(found.winner) == int(expected.winner)
     for own, other in zip(found.kept, expected.kept):
         np.testing.assert_array_equal(own, other)
-    np.testing.assert_allclose(image, estimates[3][int(found.winner)], rtol=1e-5)
+    np.testing.assert_allclose(image, last[int(found.winner)], rtol=1e-5)
 
 
 def test_rank_sum_of_the_card():
