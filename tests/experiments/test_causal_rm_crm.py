@@ -42,11 +42,16 @@ def test_unknown_variants(module):
 
 @pytest.fixture(scope="module", name="items")
 def population():
-    gold = feedback.make_gold(jax.random.key(1), 6, 8)
-    return feedback.sample_items(jax.random.key(2), gold, 20_000, decay=0.5, mean=0.2)
+    @jax.jit
+    def draw():
+        gold = feedback.make_gold(jax.random.key(1), 6, 8)
+        return feedback.sample_items(jax.random.key(2), gold, 20_000, decay=0.5, mean=0.2)
+
+    return draw()
 
 
 def test_levels_are_even_and_liked_items_get_feedback_more_often(items):
+    items = jax.device_get(items)
     share = np.bincount(items.level, minlength=5) / 20_000
     np.testing.assert_allclose(share, 0.2, atol=0.02)
     np.testing.assert_array_equal(items.liked, items.level > 2)
@@ -56,12 +61,13 @@ def test_levels_are_even_and_liked_items_get_feedback_more_often(items):
 
 
 def test_feedback_is_flipped_by_class_and_hidden(items, key):
-    seen = feedback.observe(key, items, channel.binary(0.3, 0.1))
+    observe = jax.jit(lambda items: feedback.observe(key, items, channel.binary(0.3, 0.1)))
+    seen, items = jax.device_get((observe(items), items))
     np.testing.assert_array_equal(np.isnan(seen.labels), ~seen.observed)
     assert abs(seen.observed.mean() - 0.2) < 4 * (0.2 * 0.8 / 20_000) ** 0.5
     for liked, rate in ((0, 0.3), (1, 0.1)):
-        own = np.asarray(seen.observed & (items.liked == liked))
-        wrong = np.mean(np.asarray(seen.labels)[own] != liked)
+        own = seen.observed & (items.liked == liked)
+        wrong = np.mean(seen.labels[own] != liked)
         assert abs(wrong - rate) < 4 * (rate * (1 - rate) / own.sum()) ** 0.5
 
 
@@ -124,12 +130,17 @@ def test_without_noise_peers_are_two_independent_networks(key):
 
 @pytest.mark.parametrize("by_margin", [0.0, 1.0])
 def test_pairs_are_flipped_at_their_rate(key, by_margin):
-    gold = toy_mlp.init(key, (4, 8, 8, 1))
-    pairs = crm.make_pairs(key, gold, 4000, 0.3, by_margin)
-    score = lambda x: toy_mlp.apply(gold, x)[:, 0]
-    wrong, clear = score(pairs.first) < score(pairs.second), pairs.gap > 1e-5  # beyond rounding
+    @jax.jit
+    def draw(by_margin):
+        gold = toy_mlp.init(key, (4, 8, 8, 1))
+        pairs = crm.make_pairs(key, gold, 4000, 0.3, by_margin)
+        score = lambda x: toy_mlp.apply(gold, x)[:, 0]
+        return pairs, score(pairs.first) < score(pairs.second)
+
+    pairs, wrong = jax.device_get(draw(by_margin))
+    clear = pairs.gap > 1e-5  # beyond rounding
     np.testing.assert_array_equal(pairs.flipped[clear], wrong[clear])
     assert abs(pairs.flipped.mean() - 0.3) < 4 * (0.21 / 4000) ** 0.5
-    close = np.asarray(pairs.gap < np.median(pairs.gap))
+    close = pairs.gap < np.median(pairs.gap)
     more = pairs.flipped[close].mean() - pairs.flipped[~close].mean()
     assert abs(more - 0.3 * by_margin) < 0.06  # .45 against .15

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from configs import spark_tree as tree_config
 from experiments import spark_tree
@@ -15,7 +16,9 @@ def run(arms, rollouts, seeds=8, **changes):
     for arm in [arm for arm in config.study.arms if arm not in arms]:
         del config.study.arms[arm]
     keys = jax.random.split(jax.random.key(1), seeds)
-    return jax.jit(jax.vmap(spark_tree.make_study(config).run))(keys)
+    # a little optimized, since it runs for longer than it compiles
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(jax.vmap(spark_tree.make_study(config).run), compiler_options=options)(keys)
 
 
 def test_an_up_to_date_proxy_is_grpo():
@@ -52,11 +55,12 @@ def test_where_only_the_spark_has_a_follow_up_only_that_counts():
     for every in (False, True):
         config = tree_config.get_config()
         config.study.every_follow_up = every
-        params = spark_tree._start(config.study)
-        rollout = spark_tree._sample(params, keys[0], config.study)
+        start = jax.jit(lambda: spark_tree._start(config.study))
+        params = jax.tree.map(np.asarray, start())
+        rollout = jax.jit(lambda params: spark_tree._sample(params, keys[0], config.study))(params)
         first = np.asarray(rollout.taken[..., 0])
         np.testing.assert_array_equal(rollout.mask[..., 1], (first == 1) | every)
-        logs = [np.asarray(jax.nn.log_softmax(own)) for own in (params["first"], params["second"])]
+        logs = [log_softmax(params[name], axis=-1) for name in ("first", "second")]
         row = first if every else 0 * first
         np.testing.assert_allclose(rollout.log_probs[..., 0], logs[0][first], rtol=1e-5)
         expected = logs[1][row, np.asarray(rollout.taken[..., 1])]
