@@ -17,6 +17,9 @@ AXES = st.sampled_from([None, 0, 1, (0, 1), -1])
 HIDDEN = st.sampled_from([np.nan, np.inf, -np.inf, 1e30])
 
 
+REDUCTIONS = (masked.sum, masked.mean, masked.var, masked.std, masked.maximum, masked.minimum)
+
+
 def hide(values, mask, hidden):
     """The values, with `hidden` where the mask is False."""
     return jnp.asarray(np.where(mask, values, np.float32(hidden))), jnp.asarray(mask)
@@ -94,50 +97,53 @@ def test_empty_reductions():
     np.testing.assert_array_equal(masked.minimum(values, mask, 1, empty=-7.0), np.full(3, -7))
 
 
-@pytest.mark.parametrize(
-    "reduce", [masked.sum, masked.mean, masked.var, masked.std, masked.maximum, masked.minimum]
-)
+@pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("hidden", [np.nan, np.inf])
 def test_hidden_entries_do_not_enter_gradients(reduce, hidden):
     rows = np.array([[1, 2, 4, 9], [3, 3, 3, 9], [5, 9, 9, 9], [9, 9, 9, 9]], np.float32)
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
-    values, mask = hide(rows, mask, hidden)
-    grad = np.asarray(jax.grad(lambda v: reduce(v, mask, 1).sum())(values))
+    values, _ = hide(rows, mask, hidden)
+
+    @jax.jit
+    def gradients(values):
+        whole = jax.grad(lambda v: reduce(v, jnp.asarray(mask), 1).sum())(values)
+        exposed = jax.grad(lambda v: reduce(v, jnp.ones((1, 3), bool), 1).sum())
+        return whole, exposed(values[:1, :3])
+
+    grad, exposed = map(np.asarray, gradients(values))
     assert np.all(np.isfinite(grad))
-    np.testing.assert_array_equal(grad[~np.asarray(mask)], 0)
-    exposed = jax.grad(lambda v: reduce(v, jnp.ones((1, 3), bool), 1).sum())(values[:1, :3])
+    np.testing.assert_array_equal(grad[~mask], 0)
     np.testing.assert_allclose(grad[:1, :3], exposed, rtol=1e-6)
 
 
 def test_gradient_of_the_variance():
-    values = jnp.array([1.0, 2.0, 6.0])
-    grad = jax.grad(lambda v: masked.var(v, jnp.ones(3, bool)))(values)
+    values = np.array([1.0, 2.0, 6.0], np.float32)
+    grad = jax.jit(jax.grad(lambda v: masked.var(v, jnp.ones(3, bool))))(values)
     np.testing.assert_allclose(grad, 2 / 3 * (values - 3), rtol=1e-6)
-    grad = jax.grad(lambda v: masked.std(v, jnp.ones(3, bool)))(jnp.full(3, 2.0))
+    grad = jax.jit(jax.grad(lambda v: masked.std(v, jnp.ones(3, bool))))(jnp.full(3, 2.0))
     np.testing.assert_array_equal(grad, 0)
+
+
+@jax.jit
+def over_all_and_over_rows(values, mask):
+    """Each reduction of the whole, and by mapped rows; the counts by mapped rows."""
+    both = []
+    for reduce in REDUCTIONS:
+        by_rows = jax.vmap(lambda v, m: reduce(v, m, axis_name="rows"), axis_name="rows")
+        both.append((reduce(values, mask), by_rows(values, mask)))
+    counts = jax.vmap(lambda m: masked.count(m, axis_name="rows"), axis_name="rows")(mask)
+    return both, counts
 
 
 @hypothesis.given(VALUES, MASKS)
 def test_a_mapped_axis_is_reduced_too(values, mask):
-    args = hide(values, mask, np.nan)
-    for reduce in (
-        masked.sum,
-        masked.mean,
-        masked.var,
-        masked.std,
-        masked.maximum,
-        masked.minimum,
-    ):
-        whole = reduce(*args)
-        parts = jax.vmap(lambda v, m: reduce(v, m, axis_name="rows"), axis_name="rows")(*args)
+    both, counts = over_all_and_over_rows(*hide(values, mask, np.nan))
+    for whole, parts in both:
         np.testing.assert_allclose(parts, np.full(3, whole), rtol=1e-5, atol=1e-5)
-    counts = jax.vmap(lambda m: masked.count(m, axis_name="rows"), axis_name="rows")(args[1])
     np.testing.assert_array_equal(counts, np.full(3, mask.sum()))
 
 
-@pytest.mark.parametrize(
-    "reduce", [masked.sum, masked.mean, masked.maximum, masked.minimum, masked.var, masked.std]
-)
+@pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_an_axis_without_entries(reduce):
     values, mask = jnp.zeros((0, 4)), jnp.ones((0, 4), bool)
     assert reduce(values, mask) == 0.0

@@ -1,5 +1,3 @@
-import functools
-
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
@@ -17,6 +15,7 @@ from jaxreward.rewards.verifiers import continuous_reward
 from jaxreward.tasks import tokenizer as tokenizers
 
 EOS = tokenizers.EOS
+match = jax.jit(token_match)
 
 
 def until_eos(row) -> list:
@@ -32,7 +31,7 @@ def test_by_hand():
             [[7, EOS, 0, 0], [7, EOS, EOS, 5], [EOS, 7, EOS, 0], [7, 7, EOS, 0], [7, 0, EOS, 0]],
         ]
     )
-    rewards = jax.jit(token_match)(tokens, answers, jnp.array([3, 2]))
+    rewards = match(tokens, answers, jnp.array([3, 2]))
     assert rewards.dtype == jnp.float32
     np.testing.assert_array_equal(rewards, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0]])
 
@@ -49,16 +48,16 @@ def test_agrees_with_comparing_lists(tokens, answers, lengths):
         [until_eos(response) == list(answers[p, : lengths[p]]) for response in tokens[p]]
         for p in range(2)
     ]
-    rewards = token_match(jnp.array(tokens), jnp.array(answers), jnp.array(lengths))
+    rewards = match(jnp.array(tokens), jnp.array(answers), jnp.array(lengths))
     np.testing.assert_array_equal(rewards, np.array(expected, np.float32))
 
 
 def test_widths_may_differ():
     answers, lengths = jnp.array([[7, EOS, 0, 0, 0], [7, 8, 9, EOS, 0]]), jnp.array([2, 4])
     tokens = jnp.array([[[7, EOS, 3]], [[7, 8, 9]]])
-    np.testing.assert_array_equal(token_match(tokens, answers, lengths), [[1], [0]])
+    np.testing.assert_array_equal(match(tokens, answers, lengths), [[1], [0]])
     longer = jnp.array([[[7, EOS, 3, 3, 3, 3]], [[7, 8, 9, EOS, 0, 0]]])
-    np.testing.assert_array_equal(token_match(longer, answers[:, :4], lengths), [[1], [1]])
+    np.testing.assert_array_equal(match(longer, answers[:, :4], lengths), [[1], [1]])
 
 
 def test_matches_decoded_text():
@@ -66,7 +65,7 @@ def test_matches_decoded_text():
     answers = tokenizers.encode(tokenizer, ["12", "-3"], 4, eos=True)
     texts = [["12", "1", "121"], ["-3", "3", "-"]]
     tokens = np.stack([tokenizers.encode(tokenizer, row, 5, eos=True).tokens for row in texts])
-    rewards = token_match(jnp.array(tokens), jnp.array(answers.tokens), jnp.array(answers.lengths))
+    rewards = match(jnp.array(tokens), jnp.array(answers.tokens), jnp.array(answers.lengths))
     np.testing.assert_array_equal(rewards, [[1, 0, 0], [1, 0, 0]])
 
 
@@ -81,17 +80,18 @@ def ids(text):
     return tuple(tokenizers.encode(CHARS, [text]).tokens[0, : len(text)].tolist())
 
 
+final_tokens = jax.jit(final_token_match, static_argnames=("separator", "end", "wrappers"))
+
+
 def final_match(texts, answer, wrappers=(), width=24, answer_width=10):
     """Texts that end with `$` end with an end of text; others were cut off."""
     rows = [list(ids(text.rstrip("$"))) + [EOS] * text.endswith("$") for text in texts]
-    tokens = jnp.array([row + [9] * (width - len(row)) for row in rows])[None]
+    tokens = np.array([row + [9] * (width - len(row)) for row in rows])[None]
     wanted = tokenizers.encode(CHARS, [answer], answer_width, eos=True)
     own = (jnp.asarray(wanted.tokens), jnp.asarray(wanted.lengths))
     wrapped = tuple((ids(a), ids(b)) for a, b in wrappers)
-    match = functools.partial(
-        final_token_match, separator=ids(SEPARATOR)[0], end=EOS, wrappers=wrapped
-    )
-    return jax.jit(match)(tokens, *own)[0].tolist()
+    options = dict(separator=ids(SEPARATOR)[0], end=EOS, wrappers=wrapped)
+    return final_tokens(jnp.asarray(tokens), *own, **options).tolist()[0]
 
 
 def test_final_answers_by_hand():
@@ -117,9 +117,8 @@ def test_spellings_count_as_equal_only_when_asked():
 def test_final_answers_equal_plain_python(tokens, answers):
     lengths = np.array([3, 2], np.int32)
     answers[0, 2], answers[1, 1] = EOS, EOS
-    found = final_token_match(
-        jnp.asarray(tokens), jnp.asarray(answers), jnp.asarray(lengths), separator=5, end=EOS
-    )
+    own = jnp.asarray(tokens), jnp.asarray(answers), jnp.asarray(lengths)
+    found = np.asarray(final_tokens(*own, separator=5, end=EOS))
     for p in range(2):
         wanted = answers[p, : lengths[p]].tolist()
         for g in range(3):
@@ -137,10 +136,14 @@ def test_final_answers_equal_plain_python(tokens, answers):
 
 def values_of(texts, width=14):
     rows = [list(ids(text)) + [EOS] for text in texts]
-    tokens = jnp.array([row + [9] * (width - len(row)) for row in rows])
-    answers = final_answers(tokens, ids(SEPARATOR)[0], EOS)
-    value, there = integer_values(answers, ids("0")[0], ids("-")[0])
+    value, there = read_integers(jnp.array([row + [9] * (width - len(row)) for row in rows]))
     return value.tolist(), there.tolist()
+
+
+@jax.jit
+def read_integers(tokens):
+    answers = final_answers(tokens, ids(SEPARATOR)[0], EOS)
+    return integer_values(answers, ids("0")[0], ids("-")[0])
 
 
 def test_integers_by_hand():

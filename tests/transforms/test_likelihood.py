@@ -17,6 +17,9 @@ LOGS, INSIDE = jnp.log(PROBS), jnp.ones(PROBS.shape, bool)
 ALL = jnp.ones((1, 4), bool)
 KEY = jax.random.key(0)
 
+answer_reward = jax.jit(likelihood.answer_reward, static_argnums=2)
+jepo, nover = jax.jit(likelihood.jepo), jax.jit(likelihood.nover)
+
 
 def signal(logs=LOGS, inside=INSIDE, valid=None, **aux):
     valid = jnp.ones(logs.shape[:2], jnp.float32) if valid is None else valid
@@ -24,8 +27,12 @@ def signal(logs=LOGS, inside=INSIDE, valid=None, **aux):
     return make_signal(jnp.zeros(logs.shape[:2]), **own)
 
 
-def run(transform, given):
-    return transform.update(KEY, given, transform.init())[0]
+def run(transform, *given):
+    """The last signal, in numpy."""
+    state, update = transform.init(), jax.jit(transform.update)
+    for signal in given:
+        found, state = update(KEY, signal, state)
+    return jax.tree.map(np.asarray, found)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +45,8 @@ def run(transform, given):
     ],
 )
 def test_rewards_of_the_card(kind, expected):
-    np.testing.assert_allclose(likelihood.answer_reward(LOGS, INSIDE, kind)[0], expected, atol=2e-6)
+    found = np.asarray(answer_reward(LOGS, INSIDE, kind))
+    np.testing.assert_allclose(found[0], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -61,29 +69,24 @@ def test_one_surprising_token():
     ):
         logs = jnp.log(jnp.asarray([first, 0.7, 0.9], jnp.float32))
         for kind, value in expected.items():
-            found = likelihood.answer_reward(logs, jnp.ones(3, bool), kind)
+            found = answer_reward(logs, jnp.ones(3, bool), kind)
             np.testing.assert_allclose(found, value, atol=1e-6)
 
 
 def test_one_token_makes_the_kinds_agree_and_none_gives_0():
     logs = jnp.log(jnp.asarray([[0.3], [0.6]], jnp.float32))
     for kind in likelihood.KINDS:
-        found = likelihood.answer_reward(logs, jnp.ones(logs.shape, bool), kind)
-        wanted = logs[:, 0] if "log" in kind else jnp.exp(logs[:, 0])
+        found = answer_reward(logs, jnp.ones(logs.shape, bool), kind)
+        wanted = np.asarray(logs)[:, 0] if "log" in kind else [0.3, 0.6]
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
-        assert not np.any(likelihood.answer_reward(logs, jnp.zeros(logs.shape, bool), kind))
+        assert not np.any(answer_reward(logs, jnp.zeros(logs.shape, bool), kind))
 
 
 def test_gap_of_long_answers():
-    better, worse = (jnp.full((30,), jnp.log(p), jnp.float32) for p in (0.6, 0.3))
-    inside = jnp.ones(30, bool)
-    gap = {
-        kind: float(
-            likelihood.answer_reward(better, inside, kind)
-            - likelihood.answer_reward(worse, inside, kind)
-        )
-        for kind in likelihood.KINDS
-    }
+    logs = jnp.asarray(np.log([[0.6] * 30, [0.3] * 30]), jnp.float32)
+    inside = jnp.ones((2, 30), bool)
+    scores = {kind: np.asarray(answer_reward(logs, inside, kind)) for kind in likelihood.KINDS}
+    gap = {kind: better - worse for kind, (better, worse) in scores.items()}
     np.testing.assert_allclose(gap["prob"], 2.21e-7, rtol=2e-3)
     np.testing.assert_allclose(gap["mean_prob"], 0.3, rtol=1e-5)
     np.testing.assert_allclose(gap["log_prob"], 20.794415, rtol=1e-5)
@@ -91,34 +94,36 @@ def test_gap_of_long_answers():
 
 
 def test_jepo_of_the_card():
-    found = likelihood.jepo(jnp.sum(LOGS, axis=-1), ALL)
+    scores = jnp.sum(LOGS, axis=-1)
+    found = jax.tree.map(np.asarray, jepo(scores, ALL))
     np.testing.assert_allclose(found.rewards, [-1.667332], atol=2e-6)
     expected = [0.360150, -0.277030, 0.406790, -0.275690]
     np.testing.assert_allclose(found.advantages[0], expected, atol=3e-6)
     np.testing.assert_allclose(found.weights[0], [0.476821, 0.010596, 0.500662, 0.011921], atol=2e-6)
-    assert float(jnp.mean(jnp.sum(LOGS, axis=-1))) <= float(found.rewards[0])  # Jensen
+    assert np.mean(scores) <= found.rewards[0]  # Jensen
 
 
 def test_jepo_of_two_and_of_answers_beyond_float32():
     scores = jnp.asarray([[-400.0, -410.0]], jnp.float32)
-    found = likelihood.jepo(scores, jnp.ones((1, 2), bool))
-    np.testing.assert_allclose(found.advantages, found.rewards[:, None] - scores[:, ::-1], rtol=1e-5)
-    alone = likelihood.jepo(scores, jnp.asarray([[True, False]]))
+    found = jax.tree.map(np.asarray, jepo(scores, jnp.ones((1, 2), bool)))
+    expected = found.rewards[:, None] - np.asarray(scores)[:, ::-1]
+    np.testing.assert_allclose(found.advantages, expected, rtol=1e-5)
+    alone = jepo(scores, jnp.asarray([[True, False]]))
     np.testing.assert_array_equal(alone.advantages, 0.0)
     np.testing.assert_array_equal(alone.weights, [[1.0, 0.0]])
-    nobody = likelihood.jepo(scores, jnp.zeros((1, 2), bool))
-    assert not np.any(nobody.weights) and float(nobody.rewards[0]) == 0.0
+    nobody = jepo(scores, jnp.zeros((1, 2), bool))
+    assert not np.any(nobody.weights) and np.asarray(nobody.rewards)[0] == 0.0
 
 
 def test_jepo_weights_are_its_gradient():
     scores = jnp.sum(LOGS, axis=-1)
-    gradient = jax.grad(lambda own: likelihood.jepo(own, ALL).rewards[0])(scores)
-    np.testing.assert_allclose(gradient, likelihood.jepo(scores, ALL).weights, rtol=1e-5)
+    gradient = jax.jit(jax.grad(lambda own: likelihood.jepo(own, ALL).rewards[0]))(scores)
+    np.testing.assert_allclose(gradient, jepo(scores, ALL).weights, rtol=1e-5)
 
 
 def test_nover_of_the_card():
     lengths = jnp.asarray([[20, 50, 200, 80]], jnp.int32)
-    found = likelihood.nover(jnp.mean(LOGS, axis=-1), lengths, ALL)
+    found = jax.tree.map(np.asarray, nover(jnp.mean(LOGS, axis=-1), lengths, ALL))
     np.testing.assert_allclose(found.perplexity[0], [1.159512, 1.815418, 1.103225, 1.717490], atol=3e-6)
     np.testing.assert_allclose(found.reasoning[0], [0.75, 0.25, 1.0, 0.5])
     np.testing.assert_allclose(found.efficiency[0], [2 / 3, 0, 0, 0], atol=1e-6)
@@ -126,7 +131,7 @@ def test_nover_of_the_card():
 
 @pytest.mark.parametrize("kind", likelihood.KINDS)
 def test_gradient_weights_are_the_card_formulas(kind):
-    number, total = 3, np.asarray(jnp.sum(LOGS, -1, keepdims=True))
+    number, total = 3, np.sum(np.asarray(LOGS), -1, keepdims=True)
     ones = np.ones(LOGS.shape)
     expected = {
         "prob": np.exp(total) * ones,
@@ -223,27 +228,21 @@ def test_no_better_than_without_reasoning_is_a_dead_and_filtered_group():
         likelihood.reference_likelihood("mean_prob", debias=True),
         selection.spread_filter(record_from=1, start=2),
     )
-    better = signal(
-        logs + jnp.log(2.0), jnp.ones(logs.shape, bool), base_mask=jnp.ones((1, 1), bool),
-        base_log_probs=given.aux["base_log_probs"],
-    )  # fmt: skip
-    _, state = filtered.update(KEY, better, filtered.init())
-    assert not np.any(filtered.update(KEY, given, state)[0].mask)
+    better = given.with_aux(answer_log_probs=logs + np.float32(np.log(2.0)))
+    assert not np.any(run(filtered, better, given).mask)
 
 
 def test_invalid_responses():
     valid = jnp.asarray([[1.0, 0.0, 1.0, 1.0]])
     zero = run(likelihood.reference_likelihood("mean_prob"), signal(valid=valid))
-    assert float(zero.rewards[0, 1]) == 0.0 and bool(zero.mask[0, 1])
+    assert zero.rewards[0, 1] == 0.0 and zero.mask[0, 1]
     missing = likelihood.reference_likelihood("log_prob", invalid="missing", own_gradient=True)
     found = run(base.chain(missing, advantage.rloo()), signal(valid=valid))
-    assert not bool(found.mask[0, 1]) and float(found.advantages[0, 1]) == 0.0
+    assert not found.mask[0, 1] and found.advantages[0, 1] == 0.0
     assert not np.any(found.aux["answer_weights"][0, 1])
-    three = signal(LOGS[:, jnp.asarray([0, 2, 3])], INSIDE[:, :3])
+    three = signal(jnp.asarray(np.asarray(LOGS)[:, [0, 2, 3]]), INSIDE[:, :3])
     other = run(base.chain(missing, advantage.rloo()), three)
-    np.testing.assert_allclose(
-        found.advantages[0, jnp.asarray([0, 2, 3])], other.advantages[0], rtol=1e-6
-    )
+    np.testing.assert_allclose(found.advantages[0, [0, 2, 3]], other.advantages[0], rtol=1e-6)
 
 
 def test_what_cannot_be_is_refused():
@@ -264,56 +263,51 @@ def test_what_cannot_be_is_refused():
 
 def spread_of(*stds):
     """A signal whose groups of two have these sample deviations."""
-    stds = jnp.asarray(stds, jnp.float32)
-    half = stds / jnp.sqrt(2.0)
-    return make_signal(jnp.stack([half, -half], axis=1))
+    half = np.asarray(stds) / 2**0.5
+    return make_signal(np.stack([half, -half], axis=1))
 
 
 def test_threshold_of_the_card():
     transform = selection.spread_filter()
-    state = transform.init()
+    state, update = transform.init(), jax.jit(transform.update)
     for mean in [0.9] * 5 + [0.2, 0.16, 0.14, 0.12, 0.1]:
-        found, state = transform.update(KEY, spread_of(mean, mean), state)
-        assert bool(jnp.all(found.mask)), "nothing is filtered before step 11"
-    found, state = transform.update(KEY, spread_of(0.08, 0.08), state)
+        found, state = update(KEY, spread_of(mean, mean), state)
+        assert np.all(found.mask), "nothing is filtered before step 11"
+    found, state = update(KEY, spread_of(0.08, 0.08), state)
     np.testing.assert_allclose(found.metrics["selection/threshold"], 0.072, rtol=1e-5)
-    found, state = transform.update(KEY, spread_of(0.07, 0.09), state)
+    found, state = update(KEY, spread_of(0.07, 0.09), state)
     np.testing.assert_allclose(found.metrics["selection/threshold"], 0.07168, rtol=1e-5)
     np.testing.assert_array_equal(found.mask, [[False, False], [True, True]])
     np.testing.assert_allclose(found.metrics["selection/kept"], 0.5)
 
 
 def test_steps_without_rewards_leave_the_threshold_alone():
-    nothing = make_signal(jnp.full((2, 4), jnp.nan))
+    nothing = make_signal(np.full((1, 2), np.nan))
     transform = selection.spread_filter(scale=1.0, decay=0.5, record_from=1, start=4)
-    state = transform.init()
+    state, update = transform.init(), jax.jit(transform.update)
     for signal in (spread_of(0.2), nothing, spread_of(0.4), nothing):
-        found, state = transform.update(KEY, signal, state)
+        found, state = update(KEY, signal, state)
     np.testing.assert_allclose(found.metrics["selection/threshold"], 0.3, rtol=1e-5)
     for signal in (nothing, spread_of(0.5)):
-        found, state = transform.update(KEY, signal, state)
+        found, state = update(KEY, signal, state)
         np.testing.assert_allclose(found.metrics["selection/threshold"], 0.3, rtol=1e-5)
-    found, _ = transform.update(KEY, spread_of(0.5), state)
+    found, _ = update(KEY, spread_of(0.5), state)
     np.testing.assert_allclose(found.metrics["selection/threshold"], 0.4, rtol=1e-5)
 
 
 def test_at_the_threshold_is_kept_and_scale_0_keeps_all():
     transform = selection.spread_filter(scale=1.0, record_from=1, start=2)
-    _, state = transform.update(KEY, spread_of(0.5), transform.init())
-    exact, state = transform.update(KEY, spread_of(0.5, 0.25), state)
+    exact = run(transform, spread_of(0.5, 0.5), spread_of(0.5, 0.25))
     np.testing.assert_array_equal(exact.mask[:, 0], [True, False])
     free = selection.spread_filter(scale=0.0, record_from=1, start=2)
-    _, state = free.update(KEY, spread_of(0.5), free.init())
-    found, _ = free.update(KEY, spread_of(0.5, 0.0), state)
-    assert bool(jnp.all(found.mask))
+    assert np.all(run(free, spread_of(0.5, 0.5), spread_of(0.5, 0.0)).mask)
 
 
 def test_all_prompts_feed_the_average_also_those_left_out():
     transform = selection.spread_filter(scale=1.0, decay=0.0, record_from=1, start=2)
-    _, state = transform.update(KEY, spread_of(1.0, 1.0), transform.init())
-    found, state = transform.update(KEY, spread_of(0.2, 1.8), state)
-    np.testing.assert_array_equal(found.mask[:, 0], [False, True])
-    found, _ = transform.update(KEY, spread_of(1.1, 0.9), state)
+    steps = spread_of(1.0, 1.0), spread_of(0.2, 1.8), spread_of(1.1, 0.9)
+    np.testing.assert_array_equal(run(transform, *steps[:2]).mask[:, 0], [False, True])
+    found = run(transform, *steps)
     np.testing.assert_allclose(found.metrics["selection/threshold"], 1.0, rtol=1e-5)
 
 
@@ -331,7 +325,7 @@ def reward_quality(kind, length, pairs=4000):
         spoilt = 1 + rng.choice(length - 1, max(1, length // 4), replace=False)
         row[spoilt] = rng.uniform(0.005, 0.3, len(spoilt))
     logs = jnp.asarray(np.log(probs), jnp.float32)
-    scores = np.asarray(likelihood.answer_reward(logs, jnp.ones(logs.shape, bool), kind))
+    scores = np.asarray(answer_reward(logs, jnp.ones(logs.shape, bool), kind))
     right, wrong = np.sort(scores[:, 0]), np.sort(scores[:, 1])
     below = np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")
     return below.mean() / (2 * pairs)
