@@ -23,14 +23,30 @@ NOISY = binary(0.1, 0.2)
 
 @functools.lru_cache(maxsize=None)
 def jitted(transform):
-    return jax.jit(transform.update)
+    def update(rewards, mask, fields):
+        signal = make_signal(rewards, mask).replace(**fields)
+        return transform.update(KEY, signal, transform.init())[0]
+
+    return jax.jit(update)
 
 
 def run(transform, rewards, rates=NOISY, mask=None, weights=None):
-    signal = make_signal(jnp.asarray(rewards, jnp.float32), mask).replace(rates=rates)
+    """The signal after the transform, in numpy."""
+    fields = {"rates": rates}
     if weights is not None:
-        signal = signal.replace(weights=jnp.asarray(weights, jnp.float32))
-    return jitted(transform)(KEY, signal, transform.init())[0]
+        fields["weights"] = np.asarray(weights, np.float32)
+    after = jitted(transform)(np.asarray(rewards, np.float32), mask, fields)
+    return jax.tree.map(np.asarray, after)
+
+
+@jax.jit
+def group_of(rewards, rates, mask=None):
+    """Of every group the mean of what `backward` makes of it, and `clean_variance` with both."""
+    signal = make_signal(rewards, mask).replace(rates=rates)
+    after, _ = correction.backward().update(KEY, signal, ())
+    group = moments(after.rewards, after.mask)
+    unbiased = correction.clean_variance(group, unbiased=True)
+    return group.mean, {True: unbiased, False: correction.clean_variance(group)}
 
 
 def chain(*transforms, **kwargs):
@@ -163,20 +179,20 @@ TRANSFORMS = {
 def test_missing_rewards_have_no_effect(name):
     rewards = np.array([[1.0, 0, 1, 0, 0], [0, 0, 1, 1, 1]])
     mask = np.array([[1, 1, 0, 1, 1], [0, 0, 0, 1, 0]], bool)
-    signal = make_signal(jnp.asarray(rewards), jnp.asarray(mask)).replace(rates=NOISY)
-    garbage = signal.replace(rewards=jnp.where(signal.mask, signal.rewards, jnp.inf))
-    update = jitted(TRANSFORMS[name])
-    after, other = update(KEY, signal, ())[0], update(KEY, garbage, ())[0]
+    signal = make_signal(rewards, mask).replace(rates=NOISY)
+    garbage = signal.replace(rewards=jnp.asarray(np.where(mask, rewards, np.inf), jnp.float32))
+    update = jax.jit(TRANSFORMS[name].update)
+    after, other = jax.tree.map(np.asarray, [update(KEY, s, ())[0] for s in (signal, garbage)])
     compact = run(TRANSFORMS[name], rewards[:1, mask[0]])
     for field in ("rewards", "advantages"):
         value = getattr(after, field)
         if value is None or field not in TRANSFORMS[name].spec.writes:
             continue
         np.testing.assert_array_equal(value, getattr(other, field))
-        assert np.all(np.asarray(value)[~mask] == 0)
+        assert np.all(value[~mask] == 0)
         np.testing.assert_allclose(value[0][mask[0]], getattr(compact, field)[0], rtol=1e-6)
         if field == "advantages":
-            assert np.all(np.asarray(value[1]) == 0)  # one reward is left
+            assert np.all(value[1] == 0)  # one reward is left
 
 
 # What survives what
@@ -296,9 +312,9 @@ def test_a_corrected_group_by_hand():
     np.testing.assert_allclose(after.advantages, 1.443376 * sign, atol=2e-6)
     after = run(correction.corrected_group_normalization(scale="none"), rewards)
     np.testing.assert_allclose(after.advantages, 0.714286 * sign, atol=2e-6)
-    group = moments(run(BACKWARD, rewards).rewards, jnp.ones((1, 8), bool))
-    np.testing.assert_allclose(group.mean, [[0.571429]], atol=1e-6)
-    np.testing.assert_allclose(correction.clean_variance(group), [[0.244898]], atol=1e-6)
+    mean, variance = group_of(np.float32(rewards), NOISY)
+    np.testing.assert_allclose(mean, [[0.571429]], atol=1e-6)
+    np.testing.assert_allclose(variance[False], [[0.244898]], atol=1e-6)
 
 
 def test_a_group_below_the_floor():
@@ -306,9 +322,9 @@ def test_a_group_below_the_floor():
     after = run(correction.corrected_group_normalization(), rewards, rates)
     np.testing.assert_allclose(after.advantages[0, :2], [3.779645, -1.259882], atol=2e-6)
     assert after.metrics["correction/variance_floored"] == 1.0
-    group = moments(run(BACKWARD, rewards, rates).rewards, jnp.ones((1, 8), bool))
-    np.testing.assert_allclose(group.mean, [[-0.083333]], atol=1e-6)
-    np.testing.assert_allclose(correction.clean_variance(group), [[-0.090278]], atol=1e-6)
+    mean, variance = group_of(np.float32(rewards), rates)
+    np.testing.assert_allclose(mean, [[-0.083333]], atol=1e-6)
+    np.testing.assert_allclose(variance[False], [[-0.090278]], atol=1e-6)
     for options, expected in (
         (dict(on_negative="zero"), 0.0),
         (dict(max_abs=2.0), 2.0),
@@ -328,13 +344,16 @@ def test_without_noise_it_is_grpo():
         np.testing.assert_allclose(
             after.advantages, run(advantage.grpo(), rewards).advantages, rtol=1e-5
         )
-        assert np.all(np.asarray(after.advantages[1:3]) == 0)
+        assert np.all(after.advantages[1:3] == 0)
+
+
+GRPO, DR_GRPO = advantage.grpo(), advantage.dr_grpo()  # so that they are compiled once
 
 
 @pytest.mark.parametrize("power", [-1.0, -0.5, 0.0, 1.0, 2])
 def test_the_family_is_the_z_score_times_a_power_of_the_reliability(power):
     rewards = np.array([[1.0] * k + [0] * (8 - k) for k in range(1, 8)])
-    z = np.asarray(run(advantage.grpo(), rewards).advantages)
+    z = run(GRPO, rewards).advantages
     fraction = (rewards.mean(axis=1) - 0.1) / 0.7
     inside = (fraction > 1 / 8) & (fraction < 7 / 8)
     kappa = np.asarray(channels.reliability(jnp.asarray(fraction, jnp.float32), NOISY))
@@ -344,7 +363,7 @@ def test_the_family_is_the_z_score_times_a_power_of_the_reliability(power):
     np.testing.assert_allclose(after[inside], expected, rtol=2e-5)
     plain = run(correction.corrected_group_normalization(power=power, scale="none"), rewards)
     np.testing.assert_allclose(
-        plain.advantages, run(advantage.dr_grpo(), rewards).advantages * 0.7**power, rtol=1e-5
+        plain.advantages, run(DR_GRPO, rewards).advantages * 0.7**power, rtol=1e-5
     )
 
 
@@ -362,8 +381,8 @@ IN_TWO_STEPS = chain(BACKWARD, advantage.dr_grpo())
 def test_without_std_it_is_backward_then_centring(rewards, mask, weights, fp, fn):
     rates = binary(fp, fn)
     np.testing.assert_allclose(
-        run(WITHOUT_STD, rewards, rates, jnp.asarray(mask), weights).advantages,
-        run(IN_TWO_STEPS, rewards, rates, jnp.asarray(mask), weights).advantages,
+        run(WITHOUT_STD, rewards, rates, mask, weights).advantages,
+        run(IN_TWO_STEPS, rewards, rates, mask, weights).advantages,
         atol=1e-5,
     )
 
@@ -372,7 +391,7 @@ def test_without_std_it_is_backward_then_centring(rewards, mask, weights, fp, fn
 def test_the_recovered_variance_takes_out_what_the_channel_adds(rewards, mask, fp, fn):
     """The bracket of the docstring, also with rates that vary within the group."""
     rates = binary(fp, fn)
-    group = moments(run(BACKWARD, rewards, rates, jnp.asarray(mask)).rewards, jnp.asarray(mask))
+    variance = np.asarray(group_of(rewards, rates, mask)[1][False])
     for row in range(3):
         keep = mask[row]
         if not keep.any():
@@ -382,7 +401,7 @@ def test_the_recovered_variance_takes_out_what_the_channel_adds(rewards, mask, f
         x = (r - a) / j
         added = np.mean((x * b * (1 - b) + (1 - x) * a * (1 - a)) / j**2)
         expected = x.var() - added
-        np.testing.assert_allclose(correction.clean_variance(group)[row, 0], expected, atol=1e-5)
+        np.testing.assert_allclose(variance[row, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -391,8 +410,7 @@ def test_expected_clean_variance(unbiased):
     rewards = np.array([[1.0] * k + [0] * (8 - k) for k in range(9)])
     ways = np.array([1, 8, 28, 56, 70, 56, 28, 8, 1])
     probability = ways * 0.24 ** np.arange(9) * 0.76 ** (8 - np.arange(9))
-    group = moments(run(BACKWARD, rewards).rewards, jnp.ones((9, 8), bool))
-    variance = np.asarray(correction.clean_variance(group, unbiased=unbiased), float)
+    variance = np.asarray(group_of(np.float32(rewards), NOISY)[1][unbiased], float)
     np.testing.assert_allclose(
         probability @ variance[:, 0], 0.16 if unbiased else 0.113469, atol=1e-6
     )
@@ -456,7 +474,7 @@ def test_rates_and_parameters_may_be_traced():
         [0.3, 0.1, 1.0, 0.01, 9.0],
         [0.1, 0.2, 0.0, 0.01, 1.0],
     ])
-    mapped = jax.vmap(update)(*grid.T)
+    mapped = np.asarray(jax.jit(jax.vmap(update))(*grid.T))
     for row, advantages in zip(np.asarray(grid), mapped):
         fp, fn, power, floor, cap = (float(x) for x in row)
         one = correction.corrected_group_normalization(power=power, floor=floor, max_abs=cap)
@@ -490,10 +508,10 @@ def test_bad_input(make, message):
 
 def test_minimum_error_weights_of_the_published_numbers():
     """S-GRPO (arXiv 2508.05928) is power +1: symmetric rate .1, groups of 8."""
-    rewards = jnp.asarray([[1.0] * k + [0.0] * (8 - k) for k in range(1, 8)])
+    rewards = np.array([[1.0] * k + [0.0] * (8 - k) for k in range(1, 8)])
     source = sources.constant(0.1, 0.1)
     minimum = base.chain(rates.known(source), correction.corrected_group_normalization(power=1.0))
-    found = minimum.update(jax.random.key(0), make_signal(rewards), minimum.init())[0].advantages
+    found = run(minimum, rewards, rates=None).advantages
     z_score = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1, keepdims=True)
     expected = [0.4209, 0.7211, 0.7849, 0.8, 0.7849, 0.7211, 0.4209]
     np.testing.assert_allclose((found / z_score)[:, 0], expected, atol=1e-4)

@@ -23,8 +23,9 @@ def signal_of(answers, **aux):
 def visits(transform, rows, state=None):
     """The signals of one prompt's visits, one after the other."""
     state, found = transform.init() if state is None else state, []
+    update = jax.jit(transform.update)
     for row in rows:
-        after, state = transform.update(KEY, signal_of([row]), state)
+        after, state = update(KEY, signal_of([row]), state)
         found.append(after)
     return found
 
@@ -53,10 +54,11 @@ def test_history_by_hand():
 
 def test_prompts_have_histories_of_their_own():
     transform = majority_guard.vote_history(num_prompts=3)
+    update = jax.jit(transform.update)
     both = signal_of([[5, 5], [6, 6]], prompt_id=jnp.array([2, 0]))
-    _, state = transform.update(KEY, both, transform.init())
+    _, state = update(KEY, both, transform.init())
     other = signal_of([[5, 5], [9, 9]], prompt_id=jnp.array([0, 1]))
-    after, _ = transform.update(KEY, other, state)
+    after, _ = update(KEY, other, state)
     np.testing.assert_array_equal(after.aux["vote_flip_rate"], [1, 0])
     np.testing.assert_array_equal(after.aux["vote_visits"], [2, 1])
 
@@ -74,6 +76,8 @@ def known(answers, flip_rate, share, visited, competed, advantages, mask=None):
 
 
 HALF, MOST = [5, 5, 7, 8], [5, 5, 5, 7]
+BY_FLIPS = majority_guard.scale_by_flips(num_prompts=1)
+scale = jax.jit(BY_FLIPS.update)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +93,8 @@ HALF, MOST = [5, 5, 7, 8], [5, 5, 5, 7]
     ],
 )
 def test_weights_by_hand(answers, flip_rate, share, visited, competed, weight):
-    transform = majority_guard.scale_by_flips(num_prompts=1)
     given = known(answers, flip_rate, share, visited, competed, [1.0, -1.0, 0.5, 0.0])
-    after, _ = transform.update(KEY, given, transform.init())
+    after, _ = scale(KEY, given, BY_FLIPS.init())
     np.testing.assert_allclose(after.advantages[0], weight * np.array([1, -1, 0.5, 0]), rtol=1e-6)
     np.testing.assert_allclose(after.metrics["majority/flip_weight"], weight, rtol=1e-6)
 
@@ -99,36 +102,38 @@ def test_weights_by_hand(answers, flip_rate, share, visited, competed, weight):
 def test_a_suspicion_ends_after_as_many_visits_and_weights_have_a_floor():
     transform = majority_guard.scale_by_flips(num_prompts=1, window=3)
     given, state, weights = known(HALF, 0.0, 0.9, 5, False, [1.0] * 4), transform.init(), []
+    update = jax.jit(transform.update)
     for _ in range(5):
-        after, state = transform.update(KEY, given, state)
+        after, state = update(KEY, given, state)
         weights.append(float(after.advantages[0, 0]))
     np.testing.assert_allclose(weights, [0.85] * 3 + [1.0] * 2, rtol=1e-6)
     strict = majority_guard.scale_by_flips(num_prompts=1, penalty=1.0)
-    after, _ = strict.update(KEY, known(HALF, 1.0, 0.9, 5, True, [1.0] * 4), strict.init())
+    given = known(HALF, 1.0, 0.9, 5, True, [1.0] * 4)
+    after, _ = jax.jit(strict.update)(KEY, given, strict.init())
     np.testing.assert_allclose(after.advantages, 0.1)
 
 
 def test_minority_bonus_by_hand():
     answers = [5, 5, 5, 7, 7, 8, 0, 5]  # 8 has one vote of eight: too few
     advantages = [1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0, 1.0]
-    transform = majority_guard.keep_minority()
+    update = jax.jit(majority_guard.keep_minority().update)
     give = lambda rate: known(answers, rate, 0.5, 9, True, advantages)
-    after = transform.update(KEY, give(1.0), ())[0]
+    after = update(KEY, give(1.0), ())[0]
     expected = np.array(advantages)
     expected[3:5] += 0.3  # all of the bonus: the only minority answer
     np.testing.assert_allclose(after.advantages[0], expected, rtol=1e-6)
     assert float(after.metrics["majority/minority_kept"]) == 1.0
-    half = transform.update(KEY, give(0.15), ())[0].advantages[0]
+    half = np.asarray(update(KEY, give(0.15), ())[0].advantages[0])
     np.testing.assert_allclose(half[3:5], -1 + 0.15, rtol=1e-6)
-    np.testing.assert_array_equal(transform.update(KEY, give(0.0), ())[0].advantages[0], advantages)
+    np.testing.assert_array_equal(update(KEY, give(0.0), ())[0].advantages[0], advantages)
 
 
 def test_minorities_share_the_bonus_by_their_votes_and_missing_samples_have_none():
     answers = [5, 5, 5, 5, 7, 7, 7, 8, 8, 0, 7, 9]
     advantages = 2.0 * np.array([1, 1, 1, 1, -1, -1, -1, -1, -1, -1, 0, -1], np.float32)
-    mask = jnp.ones((1, 12), bool).at[0, 10].set(False)
-    transform = majority_guard.keep_minority(min_share=0.17)
-    after = transform.update(KEY, known(answers, 1.0, 0.5, 9, True, advantages, mask), ())[0]
+    mask = jnp.asarray(np.arange(12)[None] != 10)
+    update = jax.jit(majority_guard.keep_minority(min_share=0.17).update)
+    after = update(KEY, known(answers, 1.0, 0.5, 9, True, advantages, mask), ())[0]
     bonus = np.asarray(after.advantages[0]) - advantages
     np.testing.assert_allclose(bonus[4:7], 0.3 * 2 * 3 / 5, rtol=1e-6)
     np.testing.assert_allclose(bonus[7:9], 0.3 * 2 * 2 / 5, rtol=1e-6)
@@ -138,32 +143,34 @@ def test_minorities_share_the_bonus_by_their_votes_and_missing_samples_have_none
 def batch(prompts, risky):
     """Prompts of which the first `risky` are at risk."""
     flags = np.arange(prompts) < risky
-    signal = signal_of(
-        np.full((prompts, 2), 3), vote_visits=jnp.full((prompts,), 5, jnp.int32),
-        vote_share=jnp.full((prompts,), 0.8), vote_competed=jnp.asarray(flags),
+    return signal_of(
+        np.full((prompts, 2), 3), vote_visits=jnp.asarray(np.full(prompts, 5, np.int32)),
+        vote_share=jnp.asarray(np.full(prompts, 0.8, np.float32)),
+        vote_competed=jnp.asarray(flags),
     )  # fmt: skip
-    return signal
 
 
 def test_at_most_a_quarter_is_paused_and_at_least_one():
-    always = majority_guard.pause_locked(skip=1.0)
+    always = jax.jit(majority_guard.pause_locked(skip=1.0).update)
+    grpo = jax.jit(advantage.grpo().update)
     for prompts, risky, expected in ((8, 6, 2), (8, 1, 1), (3, 3, 1), (8, 0, 0)):
-        after = always.update(KEY, batch(prompts, risky), ())[0]
+        after = always(KEY, batch(prompts, risky), ())[0]
         paused = ~np.asarray(after.mask).any(axis=1)
         assert paused.sum() == expected and not paused[risky:].any()
         np.testing.assert_allclose(after.metrics["majority/paused"], expected / prompts)
         np.testing.assert_allclose(after.metrics["majority/at_risk"], risky / prompts)
-        gone = advantage.grpo().update(KEY, after, ())[0].advantages[paused]
+        gone = np.asarray(grpo(KEY, after, ())[0].advantages)[paused]
         np.testing.assert_array_equal(gone, 0.0)
 
 
 def test_each_prompt_at_risk_is_paused_with_the_given_probability():
-    often = majority_guard.pause_locked(most=1.0)
-    after = often.update(KEY, batch(4000, 4000), ())[0]
+    often = jax.jit(majority_guard.pause_locked(most=1.0).update)
+    after = often(KEY, batch(4000, 4000), ())[0]
     assert float(after.metrics["majority/paused"]) == pytest.approx(0.7, abs=0.03)
-    for change in (dict(min_share=0.8), dict(window=6), dict(skip=0.0)):
-        same = majority_guard.pause_locked(**change).update(KEY, batch(8, 8), ())[0]
-        assert same.mask.all()
+    never = [dict(min_share=0.8), dict(window=6), dict(skip=0.0)]
+    never = [majority_guard.pause_locked(**change) for change in never]
+    masks = jax.jit(lambda signal: [t.update(KEY, signal, ())[0].mask for t in never])
+    assert all(np.all(mask) for mask in masks(batch(8, 8)))
 
 
 def plain(rows, tau=0.3, window=5):
@@ -230,8 +237,8 @@ def test_neutral_settings_are_the_majority_vote_bit_for_bit():
         majority_guard.scale_by_flips(num_prompts=5, penalty=0.0, confident_penalty=0.0),
         majority_guard.keep_minority(strength=0.0),
     )
-    one = bare.update(KEY, signal_of(answers), bare.init())[0]
-    two = guarded.update(KEY, signal_of(answers), guarded.init())[0]
+    one = jax.jit(bare.update)(KEY, signal_of(answers), bare.init())[0]
+    two = jax.jit(guarded.update)(KEY, signal_of(answers), guarded.init())[0]
     np.testing.assert_array_equal(one.advantages, two.advantages)
 
 
@@ -248,6 +255,6 @@ def test_impossible_numbers_and_places_are_refused():
     with pytest.raises(ValueError, match="reads 'advantages', which nothing"):
         base.chain(majority_guard.vote_history(num_prompts=2), majority_guard.keep_minority())
     given = known(HALF, 1.0, 0.9, 5, True, [1.0] * 4)
-    dense = given.replace(advantages=jnp.ones((1, 4, 3)))
+    dense = given.replace(advantages=jnp.asarray(np.ones((1, 4, 3), np.float32)))
     with pytest.raises(ValueError, match=r"\(1, 4, 3\); allowed is \[P, G\]"):
         majority_guard.keep_minority().update(KEY, dense, ())
