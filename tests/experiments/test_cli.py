@@ -29,6 +29,17 @@ def toy(workdir, *arguments, config=CONFIG):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+def ended(capsys, workdir, *arguments, config=CONFIG):
+    """Exit code and standard error of the same in this process."""
+    import toy_cli
+
+    argv = (f"--config={config}", f"--workdir={workdir}", *arguments)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(toy_cli.run, argv, flags=toy_cli.FLAGS, may_differ=("mode",))
+    return stopped.value.code, capsys.readouterr().err
+
+
 def nothing(config, workdir, **flags):
     raise AssertionError("bad input reached the run")
 
@@ -239,7 +250,7 @@ def test_prepared_data_go_with_the_folder_of_a_refused_run(tmp_path, capsys):
     assert (tmp_path / "w" / "data").exists()  # it was there before
 
 
-def test_a_whole_run_and_what_happens_when_its_checkpoints_are_lost(tmp_path):
+def test_a_whole_run_and_what_happens_when_its_checkpoints_are_lost(tmp_path, capsys):
     smoke = f"{CONFIG}:smoke"
     done = toy(tmp_path, "--shout", "--config.mode=", config=smoke)
     assert done.returncode == 0 and done.stdout == "DONE\n", done.stderr
@@ -253,8 +264,8 @@ def test_a_whole_run_and_what_happens_when_its_checkpoints_are_lost(tmp_path):
     for path in faults.files_in(tmp_path / "checkpoints"):
         faults.damage(path, "zero")
     before = faults.fingerprint_files(tmp_path)
-    done = toy(tmp_path, "--config.mode=", config=smoke)
-    assert done.returncode == 4 and "none of the checkpoints" in done.stderr
+    code, said = ended(capsys, tmp_path, "--config.mode=", config=smoke)
+    assert code == 4 and "none of the checkpoints" in said
     assert faults.fingerprint_files(tmp_path) == before
 
 
@@ -310,15 +321,14 @@ def test_a_signal_before_the_loop_is_not_lost(where, tmp_path):
     assert done.stderr == "error: stopped by signal 15; the same command continues\n"
 
 
-@pytest.mark.parametrize(
-    "mode, code, message",
-    [("nan", 3, "last good checkpoint: step 14"), ("full", 4, "cannot write")],
-)
-def test_other_ends_have_their_codes(tmp_path, mode, code, message):
-    done = toy(tmp_path, f"--config.mode={mode}")
-    assert done.returncode == code, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert message in line
+def test_other_ends_have_their_codes(tmp_path, capsys):
+    full = toy(tmp_path / "full", "--config.mode=full")  # limits the files of its process
+    ends = ((full.returncode, full.stderr), ended(capsys, tmp_path / "nan", "--config.mode=nan"))
+    expected = ((4, "cannot write"), (3, "last good checkpoint: step 14"))
+    for (code, said), (own, message) in zip(ends, expected):
+        assert code == own, said
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert message in line
 
 
 def test_killed_anywhere_a_run_continues_to_the_same_bytes(tmp_path):

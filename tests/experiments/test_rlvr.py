@@ -8,7 +8,7 @@ import processes
 import pytest
 
 from configs import common, random_calculation
-from experiments import rlvr_config, rlvr_report, rlvr_stages, verification
+from experiments import cli, rlvr, rlvr_config, rlvr_report, rlvr_stages, verification
 from jaxreward.tasks import tokenizer as tokenizers
 from jaxreward.training import config as config_lib
 from jaxreward.training.exits import ConfigError
@@ -118,15 +118,18 @@ def test_tables_of_rates_hold_every_value_of_their_index():
             rlvr_config.check_indices(config_lib.override(config, change), sizes)
 
 
-def test_a_verifier_that_cannot_be_is_refused_before_anything_is_trained(tmp_path):
+def test_a_verifier_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, capsys):
     flags = (f"--config={CONFIGS[1]}:smoke", f"--workdir={tmp_path / 'run'}")
     for change, message in {
         "observed=jaxreward.rewards.verifiers:no_such": "no_such",
         "workers=0": "config.verifier.workers = 0; allowed is > 0",
     }.items():
-        done = run(*flags, f"--config.verifier.{change}")
-        assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
-        assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+        with pytest.raises(SystemExit) as stopped:
+            arguments = (*flags, f"--config.verifier.{change}")
+            cli.main(rlvr.run, arguments, validate=rlvr_config.validate)
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in said and said.count("\n") == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_tuning_gives_every_arm_its_own_best():

@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 pytest.importorskip("gguf")
 
-from experiments import rlvr_config, rlvr_model
+from experiments import rlvr_config, rlvr_mesh, rlvr_model
 from jaxreward.networks import weights
 from jaxreward.networks.transformer_config import TransformerConfig
 from jaxreward.policies.language import language_policy
@@ -74,9 +74,12 @@ def test_one_arm_on_a_mesh(model, tmp_path):
     assert abs(json.loads(line)["policy/kl"]) < 1e-9  # it is what the reference was loaded from
 
 
-def test_adapters_on_a_mesh_are_refused(model, tmp_path):
-    done = run("rlvr_mesh", tmp_path / "run", model, "--mesh=1,1,1")
-    assert done.returncode == 2 and "model.lora_rank = 16; allowed is 0" in done.stderr
+def test_adapters_on_a_mesh_are_refused(model, tmp_path, capsys):
+    flags = (f"--config.model.path={model}", f"--workdir={tmp_path / 'run'}", "--mesh=1,1,1")
+    with pytest.raises(SystemExit) as stopped:
+        rlvr_mesh.main([f"--config={ROOT / CONFIG}", *flags])
+    assert stopped.value.code == 2
+    assert "model.lora_rank = 16; allowed is 0" in capsys.readouterr().err
 
 
 def test_prompts_are_what_the_model_was_trained_on(model):
