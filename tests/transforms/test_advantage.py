@@ -22,16 +22,24 @@ KEY = jax.random.key(0)
 
 @functools.lru_cache(maxsize=None)
 def jitted(transform):
-    return jax.jit(transform.update)
+    def update(rewards, mask, fields, state):
+        return transform.update(KEY, make_signal(rewards, mask).replace(**fields), state)
+
+    return jax.jit(update)
 
 
-def run(transform, rewards, mask=None, weights=None, state=None, **fields):
-    """The signal after the transform, rewards as nested lists."""
-    signal = make_signal(jnp.asarray(rewards, jnp.float32), mask)
-    if weights is not None:
-        signal = signal.replace(weights=jnp.asarray(weights, jnp.float32))
+def run_and_keep(transform, rewards, mask=None, state=None, **fields):
+    """The signal after the transform, rewards as nested lists, and the state; in numpy."""
     state = transform.init() if state is None else state
-    return jitted(transform)(KEY, signal.replace(**fields), state)[0]
+    results = jitted(transform)(np.asarray(rewards, np.float32), mask, fields, state)
+    return jax.tree.map(np.asarray, results)
+
+
+def run(transform, rewards, mask=None, weights=None, **fields):
+    """The signal alone."""
+    if weights is not None:
+        fields["weights"] = np.asarray(weights, np.float32)
+    return run_and_keep(transform, rewards, mask, **fields)[0]
 
 
 @functools.lru_cache(maxsize=None)
@@ -184,18 +192,19 @@ def test_batch_statistics():
     ],
 )
 def test_batch_statistics_over_a_mapped_axis(make):
-    rewards = jnp.asarray([[1.0, 0, 0, 1], [0.5, 2, -1, 0], [3, 3, 3, 3.5], [0, 0, 0, 0]])
+    rewards = np.float32([[1.0, 0, 0, 1], [0.5, 2, -1, 0], [3, 3, 3, 3.5], [0, 0, 0, 0]])
     whole, parts = make(), make(axis_name="devices")
 
     def update(rewards):
         return parts.update(KEY, make_signal(rewards), parts.init())
 
-    signal, state = jax.vmap(update, axis_name="devices")(rewards.reshape(2, 2, 4))
-    expected, whole_state = whole.update(KEY, make_signal(rewards), whole.init())
+    signal, state = jax.jit(jax.vmap(update, axis_name="devices"))(rewards.reshape(2, 2, 4))
+    expected, whole_state = run_and_keep(whole, rewards)
     np.testing.assert_allclose(
         signal.advantages.reshape(4, 4), expected.advantages, rtol=1e-6, atol=1e-6
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-6), state, whole_state)
+    close = lambda a, b: np.testing.assert_allclose(np.asarray(a)[1], b, rtol=1e-6)
+    jax.tree.map(close, state, whole_state)
     np.testing.assert_allclose(signal.metrics["advantage/dead_groups"], [0.25, 0.25])
 
 
@@ -205,17 +214,16 @@ def test_running_std_is_an_average_without_start_bias():
     batches[2] *= 10
     state, weight, variance = transform.init(), 0.0, 0.0
     for step, batch in enumerate(batches):
-        signal, state = transform.update(KEY, make_signal(jnp.asarray(batch)), state)
+        signal, state = run_and_keep(transform, batch, state=state)
         variance = 0.9 * variance + 0.1 * batch.var()
         weight = 0.9 * weight + 0.1
         centred = batch - batch.mean(axis=1, keepdims=True)
         np.testing.assert_allclose(
             signal.advantages, centred / np.sqrt(variance / weight), rtol=1e-4, atol=1e-5
         )
-    empty = make_signal(jnp.zeros((2, 6)), jnp.zeros((2, 6), bool))
-    after, kept = transform.update(KEY, empty, state)
+    after, kept = run_and_keep(transform, np.zeros((2, 6)), np.zeros((2, 6), bool), state)
     assert kept == state
-    assert np.all(np.asarray(after.advantages) == 0)
+    assert np.all(after.advantages == 0)
 
 
 def plain_best_of_k(rewards, k):
@@ -367,9 +375,9 @@ def test_audit_of_nothing_is_zero_and_control_state_is_kept():
     audited = advantage.audited(
         advantage.grpo(), advantage.group_relative(scale="running_std", decay=0.5)
     )
-    signal, state = audited.update(KEY, make_signal(jnp.ones((2, 3))), audited.init())
+    signal, state = run_and_keep(audited, np.ones((3, 3)))
     assert signal.metrics["audit/cosine"] == 0.0
-    signal, (own, control) = audited.update(KEY, make_signal(jnp.eye(3)), state)
+    signal, (own, control) = run_and_keep(audited, np.eye(3), state=state)
     assert own == () and control.weight == 0.75
     assert audited.spec.writes == advantage.grpo().spec.writes
     assert audited.spec.invariant_to == "affine"
@@ -388,9 +396,9 @@ def test_numeric_parameters_may_be_traced():
         )
 
     numbers = jnp.asarray([0.5, 1.0, 4.0])
-    scaled, shrunk = jax.vmap(update)(numbers)
+    scaled, shrunk = map(np.asarray, jax.jit(jax.vmap(update))(numbers))
     np.testing.assert_allclose(
-        scaled * numbers[:, None, None], np.stack([scaled[1]] * 3), rtol=1e-6
+        scaled * np.asarray(numbers)[:, None, None], np.stack([scaled[1]] * 3), rtol=1e-6
     )
     std = np.std([1.0, 0, 0, 0.5])
     np.testing.assert_allclose(
