@@ -21,7 +21,18 @@ ALL = (*STARC, "EPIC-2-2", "DARD-2-2")
 def switch():
     """Two states, stay or switch; switching from 0 to 1 earns 1."""
     transitions = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]])
-    return finite_mdp.make_mdp(transitions, 0.9), jnp.zeros((2, 2, 2)).at[0, 1, 1].set(1.0)
+    return finite_mdp.make_mdp(transitions, 0.9), only(0, 1, 1)
+
+
+def only(*transition):
+    """The reward that is 1 on one transition."""
+    reward = np.zeros((2, 2, 2), np.float32)
+    reward[transition] = 1
+    return jnp.asarray(reward)
+
+
+def dense(seed, *leading):
+    return jax.random.normal(jax.random.key(seed), (*leading, 8, 3, 8))
 
 
 @jax.jit
@@ -42,7 +53,9 @@ def distance(mdp, first, second, name):
 
 def test_value_adjusted_by_hand(toy):
     mdp, reward = toy
-    values = finite_mdp.state_values(mdp, reward, finite_mdp.uniform_policy(mdp))
+    values = jax.jit(
+        lambda reward: finite_mdp.state_values(mdp, reward, finite_mdp.uniform_policy(mdp))
+    )(reward)
     np.testing.assert_allclose(values, [2.75, 2.25], rtol=1e-5)
     canonical = canonical_rewards(mdp, reward)["VAL"]
     expected = np.array([[-0.275, 0.275], [-0.225, 0.225]])
@@ -91,13 +104,13 @@ def test_impossible_transitions(toy, name, expected):
 )
 def test_the_other_switch(toy, name, expected):
     mdp, reward = toy
-    other = jnp.zeros((2, 2, 2)).at[1, 1, 0].set(1.0)
+    other = only(1, 1, 0)
     assert distance(mdp, reward, other, name) == pytest.approx(expected, abs=2e-6)
 
 
 def test_epic_is_one_minus_correlation(toy):
     mdp, reward = toy
-    other = jnp.zeros((2, 2, 2)).at[1, 1, 0].set(1.0)
+    other = only(1, 1, 0)
     pair = [np.ravel(canonical_rewards(mdp, r)["EPIC"]) for r in (reward, other)]
     correlation = np.corrcoef(*pair)[0, 1]
     assert correlation == pytest.approx(0.197605, abs=1e-5)
@@ -163,7 +176,7 @@ def test_epic_and_dard_see_redistribution():
 
 
 def test_the_least_norm_is_least():
-    mdp, reward = equivalents(1)[0], jax.random.normal(jax.random.key(7), (8, 3, 8))
+    mdp, reward = equivalents(1)[0], dense(7)
     found = canonical_rewards(mdp, reward)
     minimal = found["Minimal"]
     least = reward_distances.entrywise_norm(minimal, 2)
@@ -178,7 +191,7 @@ def test_the_least_norm_is_least():
 
 
 def test_canonical_rewards_are_equivalent_to_their_reward():
-    mdp, reward = equivalents(2)[0], jax.random.normal(jax.random.key(7), (8, 3, 8))
+    mdp, reward = equivalents(2)[0], dense(7)
     worst = jax.jit(finite_mdp.worst_case_regret)
     for name in ("VAL", "Minimal", "MinimalWeighted", "VALPotential", "EPIC"):
         canonical = canonical_rewards(mdp, reward)[name]
@@ -227,19 +240,17 @@ def test_pseudometric():
 
 def test_vmap_over_mdps_and_gradients():
     mdps = [equivalents(seed)[0] for seed in range(3)]
-    rewards = jax.random.normal(jax.random.key(8), (3, 8, 3, 8))
-    stacked = FiniteMDP(
-        jnp.stack([m.transitions for m in mdps]), jnp.stack([m.start for m in mdps]),
-        jnp.float32(0.95))
-    other = jax.random.normal(jax.random.key(9), (8, 3, 8))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *mdps)
+    stacked = stacked._replace(discount=jnp.float32(0.95))
+    rewards, other = np.asarray(dense(8, 3)), dense(9)
     apart = jax.jit(lambda m, r: reward_distance(m, r, other, reward_metric("VAL-2-2")))
-    together = jax.vmap(apart, (FiniteMDP(0, 0, None), 0))(stacked, rewards)
+    together = jax.jit(jax.vmap(apart, (FiniteMDP(0, 0, None), 0)))(stacked, rewards)
     np.testing.assert_allclose(together, [apart(m, r) for m, r in zip(mdps, rewards)], atol=1e-5)
     slope = jax.jit(jax.grad(apart, argnums=1))
-    dense = rewards[0]
-    found = slope(mdps[0], dense)
-    assert np.abs(found).max() > 1e-3 and abs((found * dense).sum()) < 1e-4  # scale is no matter
-    assert np.isfinite(slope(mdps[0], jnp.zeros_like(dense))).all()
+    found = np.asarray(slope(mdps[0], rewards[0]))
+    assert np.abs(found).max() > 1e-3
+    assert abs((found * rewards[0]).sum()) < 1e-4  # scale is no matter
+    assert np.isfinite(slope(mdps[0], np.zeros_like(rewards[0]))).all()
 
 
 @pytest.mark.parametrize(
@@ -253,16 +264,20 @@ def test_bad_names(name, message):
 
 
 def test_random_rewards_and_what_lies_between():
-    mdp = random_mdps.random_mdp(jax.random.key(0), 16, 4, 0.95)
-    np.testing.assert_allclose(mdp.transitions.sum(-1), 1.0, atol=1e-5)
-    assert 0.7 < (mdp.transitions == 0).mean() < 0.95
-    rewards = jax.jit(jax.vmap(lambda k: random_mdps.random_reward(k, mdp)))(
-        jax.random.split(jax.random.key(1), 300))
+    @jax.jit
+    def run(key):
+        mdp = random_mdps.random_mdp(key, 16, 4, 0.95)
+        keys = jax.random.split(jax.random.key(1), 300)
+        rewards = jax.vmap(lambda key: random_mdps.random_reward(key, mdp))(keys)
+        return mdp.transitions, rewards, random_mdps.between(rewards[0], rewards[1], 4)
+
+    transitions, rewards, path = jax.device_get(run(jax.random.key(0)))
+    np.testing.assert_allclose(transitions.sum(-1), 1.0, atol=1e-5)
+    assert 0.7 < (transitions == 0).mean() < 0.95
     entries = rewards.reshape(300, -1)
     # Sparse and not shaped: with probability 0.1, and then nearly all entries are equal.
-    equal = (entries == jnp.median(entries, axis=1, keepdims=True)).mean(1) > 0.9
+    equal = (entries == np.median(entries, axis=1, keepdims=True)).mean(1) > 0.9
     assert abs(equal.mean() - 0.1) < 5 * math.sqrt(0.09 / 300)
-    path = random_mdps.between(rewards[0], rewards[1], 4)
     np.testing.assert_allclose(path[-1], rewards[1], atol=1e-4)
     np.testing.assert_allclose(path[1], 0.5 * (rewards[0] + rewards[1]), atol=1e-4)
     with pytest.raises(ValueError, match="discount = 1.5"):

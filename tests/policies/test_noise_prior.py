@@ -1,5 +1,7 @@
 """The distribution over initial noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,22 +61,30 @@ def test_loss():
 
 def test_gradient_at_the_start():
     """Check 3 of the card of FIND."""
-    grads = jax.grad(objective)(START, 0.5)
+    grads = jax.jit(jax.grad(objective))(START, 0.5)
     np.testing.assert_allclose(grads.mean[0], [-0.625, 1.25, -2.5, 0.0], atol=1e-5)
     np.testing.assert_allclose(grads.std[0], [0.9375, 0.0, -3.75, 1.25], atol=1e-5)
 
 
 def test_outside_the_clip_there_is_no_gradient():
     """Check 4 of the card of FIND."""
-    params, noise = NoisePrior(jnp.full((1, 4), 0.15), jnp.ones((1, 4))), jnp.full((4,), 2.0)
-    ratio = jnp.exp(log_prob(params, noise) - log_prob(START, noise))
-    np.testing.assert_allclose(ratio.item(), 1.3347580, rtol=1e-6)
+    params = NoisePrior(jnp.full((1, 4), 0.15), jnp.ones((1, 4)))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(value, how="clip_always"):
+        noise = jnp.full((4,), 2.0)
+        ratio = jnp.exp(log_prob(params, noise) - log_prob(START, noise))
+        return ratio, *jax.value_and_grad(objective)(params, value, noise, how)
+
     for value in (0.1, -0.1):
-        np.testing.assert_allclose(objective(params, value, noise), -1.2 * 10 * value, rtol=1e-6)
-        for leaf in jax.grad(objective)(params, value, noise):
+        ratio, loss, grads = run(value)
+        np.testing.assert_allclose(ratio.item(), 1.3347580, rtol=1e-6)
+        np.testing.assert_allclose(loss, -1.2 * 10 * value, rtol=1e-6)
+        for leaf in grads:
             np.testing.assert_array_equal(leaf, 0.0)
-    np.testing.assert_allclose(objective(params, -0.1, noise, "clip"), 1.3347580, rtol=1e-6)
-    assert np.all(jax.grad(objective)(params, -0.1, noise, "clip").mean != 0)
+    _, loss, grads = run(-0.1, "clip")
+    np.testing.assert_allclose(loss, 1.3347580, rtol=1e-6)
+    assert np.all(grads.mean != 0)
 
 
 def test_small_deviations_are_raised():
@@ -134,16 +144,18 @@ def test_sampling(key):
         jnp.array([[0.0, 0.0], [5.0, 5.0], [-5.0, 5.0]]), jnp.full((3, 2), 0.1)
     )
     prompts = NoisePrompts(jnp.array([2, 1]), jnp.array([100.0, 0.0]))
-    found = policy.sample(params, key, prompts, 500)
+
+    @jax.jit
+    def run(key):
+        found = policy.sample(params, key, prompts, 500)
+        return found, policy.log_prob(params, found)
+
+    found, scores = jax.device_get(run(key))
     noise = found.actions
     margin = 4 * 0.1 / 500**0.5
-    np.testing.assert_allclose(
-        jnp.mean(noise, axis=1), [[-5.0, 5.0], [5.0, 5.0]], atol=margin
-    )
-    np.testing.assert_allclose(
-        found.outputs, 2 * noise + jnp.array([100.0, 0.0])[:, None, None], rtol=1e-6
-    )
-    scores = policy.log_prob(params, found)
+    np.testing.assert_allclose(np.mean(noise, axis=1), [[-5.0, 5.0], [5.0, 5.0]], atol=margin)
+    expected = 2 * noise + np.array([100.0, 0.0])[:, None, None]
+    np.testing.assert_allclose(found.outputs, expected, rtol=1e-6)
     np.testing.assert_allclose(scores.log_probs, found.log_probs, atol=1e-5)
     assert found.log_probs.shape == (2, 500, 1)
 

@@ -44,18 +44,19 @@ def make_batch(seed=0, missing=True):
     rng = np.random.default_rng(seed)
     actions = jnp.asarray(rng.integers(0, V, size=(P, G, S)), jnp.int32)
     lengths = rng.integers(1, S + 1, size=(P, G))
-    mask = jnp.asarray(np.arange(S)[None, None, :] < lengths[:, :, None])
+    mask = np.arange(S)[None, None, :] < lengths[:, :, None]
     # The lengths of the micro-batches must differ, or equal weights would be right by accident.
-    mask = mask.at[1::2].set(mask[1::2] & (jnp.arange(S) < 1)[None, None, :])
-    old = -jnp.asarray(rng.exponential(size=(P, G, S)), jnp.float32)
-    prompts = jnp.zeros((P,), jnp.int32)
-    trajectories = Trajectories(prompts, actions, actions, old, mask)
+    mask[1::2] &= np.arange(S) < 1
+    old = -rng.exponential(size=(P, G, S))
+    old, reference = (jnp.asarray(values, jnp.float32) for values in (old, old - 0.2))
+    prompts = jnp.asarray(np.zeros(P, np.int32))
+    trajectories = Trajectories(prompts, actions, actions, old, jnp.asarray(mask))
     rewards = jnp.asarray(rng.normal(size=(P, G)), jnp.float32)
-    present = jnp.ones((P, G), bool)
+    present = np.ones((P, G), bool)
     if missing:
-        present = present.at[0, 0].set(False).at[3, :2].set(False)
+        present[0, 0] = present[3, :2] = False
     return make_signal(
-        rewards, present, trajectories=trajectories, reference_log_probs=old - 0.2
+        rewards, jnp.asarray(present), trajectories=trajectories, reference_log_probs=reference
     )
 
 
