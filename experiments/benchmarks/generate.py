@@ -5,8 +5,10 @@ and two updates, of 10 classes x 8 samples, 4 steps. `ReNO`: 20 steps of noise o
 16 prompts against five losses. Both for the network of the study `configs/rlcm.py`, a larger
 diffusion transformer and a U-Net. Before anything is timed the two must agree: log-probabilities,
 images, loss and gradient of RLCM, every loss of the whole climb of ReNO. PyTorch gets the number
-of threads that is best for it, a fused optimizer and one call for all steps of a trajectory; here
-every case says whether its batch is split over the cores, which the smallest is too small for.
+of threads that is best for it and a fused optimizer. It runs RLCM in two ways: by step, with one
+forward and backward pass for every step of a trajectory, as the released trainers of this field
+do (DDPO, RLCM), and whole, with one for all steps, as here. Here every case says whether its batch
+is split over the cores, which the smallest is too small for.
 
 Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 4.6 times (bar 3), with
 patches of 2 3.2, on the U-Net 2.6. RLCM 1.6, 1.3 and 0.9: its products are large enough that both
@@ -26,6 +28,8 @@ BAR = 3.0
 QUICK, FULL = 5, 15
 PAUSE = 0.3
 """Seconds before a turn, in which the other's threads stop waiting for work and sleep."""
+WAYS = {"rlcm": ("by step", "whole"), "reno": ("whole",)}
+"""How PyTorch does each work, see `torch_generate.Work`."""
 IN_A_ROW = 3
 """Runs of a turn, as in training, after one that wakes the threads and is not counted."""
 
@@ -73,15 +77,16 @@ def run(workdir: str, quick: bool) -> dict[str, Any]:
         np.savez(folder / f"{name}.npz", **program.arrays)
         program.run()
     there = importlib.util.find_spec("torch") is not None
-    measured = _measure(folder, programs, QUICK if quick else FULL, there)
+    ways = {name: WAYS[case.work] for name, case in chosen.items()}
+    measured = _measure(folder, programs, ways, QUICK if quick else FULL, there)
     titles = {name: case.title for name, case in chosen.items()}
     notes = [] if there else ["PyTorch is not installed (pip install torch): comparison skipped"]
     rows, verdicts = _table(titles, measured)
     return {"rows": rows, "notes": notes + verdicts, "measured": measured}
 
 
-def _measure(folder: pathlib.Path, programs, repeats: int, there: bool) -> dict[str, Any]:
-    """Seconds of both, turn by turn, the agreement, and the compilations while timing."""
+def _measure(folder: pathlib.Path, programs, ways, repeats: int, there: bool) -> dict[str, Any]:
+    """Seconds of all, turn by turn, the agreement, and the compilations while timing."""
     import numpy as np
 
     from experiments.benchmarks import timing
@@ -93,15 +98,17 @@ def _measure(folder: pathlib.Path, programs, repeats: int, there: bool) -> dict[
             own: dict[str, Any] = {}
             if twin:
                 own["worst"] = _agreement(program.found, _ask(twin, ["check", name]))
-                own["threads"] = _best_threads(twin, name, 3 if repeats < FULL else 7)
-            ours, theirs = [], []
+                few = 3 if repeats < FULL else 7
+                own["threads"] = {w: _best_threads(twin, name, w, few) for w in ways[name]}
+            ours, theirs = [], {way: [] for way in own.get("threads", ())}
             with timing.compilations() as compiled:
                 for _ in range(repeats):
                     time.sleep(PAUSE)
                     ours.append(np.mean(timing.seconds(program.run, repeats=IN_A_ROW)))
-                    if twin:
+                    for way, found_there in theirs.items():
                         time.sleep(PAUSE)
-                        theirs.append(_ask(twin, ["time", name, own["threads"], IN_A_ROW]))
+                        task = ["time", name, way, own["threads"][way], IN_A_ROW]
+                        found_there.append(_ask(twin, task))
             found[name] = {**own, "jaxreward": ours, "torch": theirs, "compiled": compiled[0]}
         return found
     finally:
@@ -127,11 +134,11 @@ def _ask(twin: subprocess.Popen, task: list) -> Any:
     return json.loads(line)
 
 
-def _best_threads(twin: subprocess.Popen, name: str, repeats: int) -> int:
+def _best_threads(twin: subprocess.Popen, name: str, way: str, repeats: int) -> int:
     """The number of threads at which PyTorch is fastest on the cores of this process."""
     mean = {}
     for threads in range(1, len(os.sched_getaffinity(0)) + 1):
-        mean[threads] = _ask(twin, ["time", name, threads, repeats])
+        mean[threads] = _ask(twin, ["time", name, way, threads, repeats])
     return min(mean, key=mean.get)
 
 
@@ -158,17 +165,18 @@ def _table(titles: dict[str, str], measured: dict[str, Any]) -> tuple[list, list
     from experiments.benchmarks import timing
 
     rows = [["what", "jaxreward [ms]", "PyTorch [ms]", "threads", "ratio (95%)", "compilations"]]
-    ratios = {}
+    verdicts = []
     for name, own in measured.items():
-        row = [titles[name], timing.middle(own["jaxreward"]), "-", "-", "-", str(own["compiled"])]
-        if own["torch"]:
-            own["ratio"] = ratios[titles[name]] = timing.ratio(own["torch"], own["jaxreward"])
-            mid, low, high = own["ratio"]
+        mine, compiled = timing.middle(own["jaxreward"]), str(own["compiled"])
+        own["ratio"] = {}
+        for way, theirs in own["torch"].items():
+            title = f"{titles[name]}, PyTorch {way}"
+            mid, low, high = own["ratio"][way] = timing.ratio(theirs, own["jaxreward"])
             shown = f"{mid:.1f} ({low:.1f} to {high:.1f})"
-            row[2:5] = [timing.middle(own["torch"]), str(own["threads"]), shown]
-        rows.append(row)
-    verdicts = [
-        f"{title}: {mid:.1f} times; bar {BAR:g}: {'reached' if low >= BAR else 'not reached'}"
-        for title, (mid, low, _) in ratios.items()
-    ]
+            threads = str(own["threads"][way])
+            rows.append([title, mine, timing.middle(theirs), threads, shown, compiled])
+            reached = "reached" if low >= BAR else "not reached"
+            verdicts.append(f"{title}: {mid:.1f} times; bar {BAR:g}: {reached}")
+        if not own["torch"]:
+            rows.append([titles[name], mine, "-", "-", "-", compiled])
     return rows, verdicts

@@ -158,11 +158,12 @@ def _rlcm_check(policy, params, arm, group: int) -> tuple[dict, dict]:
 
     signal = signal.replace(advantages=advantages)
     (value, _), gradient = jax.jit(value_and_gradient)(params, signal)
-    flat = [np.asarray(leaf).reshape(-1) for leaf in flatten_dict(gradient).values()]
+    flat = np.concatenate([np.ravel(leaf) for leaf in flatten_dict(gradient).values()])
     shown = trajectories.outputs.reshape((-1,) + trajectories.outputs.shape[2:])
     found = dict(
-        loss=value, gradient=np.concatenate(flat), shown=shown, log_probs=trajectories.log_probs
-    )
+        loss=value, gradient=flat, gradient_by_step=flat, shown=shown,
+        log_probs=trajectories.log_probs,
+    )  # fmt: skip
     given = dict(states=trajectories.actions, log_probs=old, advantages=advantages)
     host = lambda tree: {name: np.asarray(leaf) for name, leaf in tree.items()}
     return host(given), host(found)

@@ -1,9 +1,9 @@
 """The work of `generate` in eager PyTorch, as a process that answers line by line.
 
 `python -m experiments.benchmarks.torch_generate DIR` reads the files that `generate` wrote to
-DIR and then, from standard input, lines such as `["check", "rlcm"]` and `["time", "reno", 2, 3]`
-(with 2 threads, three runs in a row after one that is not counted). It answers each with one JSON
-line, the mean seconds of a run, or writes `DIR/NAME_found.npz` and answers its path. A process of
+DIR and then, from standard input, lines such as `["check", "rlcm"]` and
+`["time", "reno", "whole", 2, 3]` (with 2 threads, three runs in a row after one that is not
+counted). It answers each with one JSON line, the mean seconds of a run, or writes `DIR/NAME_found.npz` and answers its path. A process of
 its own, so that the threads of the two frameworks do not share one; while one works the other
 waits.
 """
@@ -26,14 +26,14 @@ HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class Work(NamedTuple):
-    """One case: its settings, arrays by name, and the two things to do with them.
+    """One case: the ways to do the work once, by name, and what must agree.
 
     Attributes:
-      run: does the work once.
+      ways: "whole", and for RLCM "by step", with a backward pass for every step of a trajectory.
       check: what must agree with the other implementation, arrays by name.
     """
 
-    run: Callable[[], None]
+    ways: dict[str, Callable[[], None]]
     check: Callable[[], dict[str, np.ndarray]]
 
 
@@ -50,17 +50,17 @@ def main(argv: list[str]) -> None:
             answer: Any = str(folder / f"{name}_found.npz")
             np.savez(answer, **works[name].check())
         else:
-            answer = _timed(works[name], *how)
+            answer = _timed(works[name].ways[how[0]], *how[1:])
         print(json.dumps(answer), flush=True)
 
 
-def _timed(work: Work, threads: int, repeats: int) -> float:
+def _timed(run: Callable[[], None], threads: int, repeats: int) -> float:
     """Mean seconds of a run."""
     torch.set_num_threads(threads)
-    work.run()
+    run()
     start = time.perf_counter()
     for _ in range(repeats):
-        work.run()
+        run()
     return (time.perf_counter() - start) / repeats
 
 
@@ -84,12 +84,12 @@ def _rlcm(settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Work:
     apply = torch_denoisers.make_network(settings["network"], settings["kind"])
     levels, labels = torch.from_numpy(arrays["levels"]), torch.arange(settings["classes"])
     sampler = functools.partial(_sample, apply, params, levels, settings)
-    loss = functools.partial(_clip_loss, apply, params, levels, settings)
+    loss = functools.partial(_clip_loss, apply, params, settings, levels)
     optimizer = torch.optim.Adam(params.values(), lr=settings["learning_rate"], fused=True)
     table, total = np.zeros((settings["classes"], 0), np.float32), settings["rate_steps"]
     kept, count = [table], [0]
 
-    def run() -> None:
+    def run(backward: Callable[..., None]) -> None:
         states, old, shown = sampler(labels.repeat_interleave(settings["group_size"]))
         rewards = -_compressed(shown.numpy()).reshape(settings["classes"], -1)
         kept[0], advantages = _credit(kept[0], rewards, settings)
@@ -98,10 +98,16 @@ def _rlcm(settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Work:
             for group in optimizer.param_groups:
                 group["lr"] = settings["learning_rate"] * max(1.0 - count[0] / total, 0.0)
             optimizer.zero_grad(set_to_none=True)
-            loss(states[rows], old[rows], advantages[rows], labels[rows]).backward()
+            backward(states[rows], old[rows], advantages[rows], labels[rows])
             torch.nn.utils.clip_grad_norm_(list(params.values()), settings["clip_norm"])
             optimizer.step()
             count[0] += 1
+
+    def by_step(states, old, advantages, labels) -> None:
+        steps, part = old.shape[2], functools.partial(_clip_loss, apply, params, settings)
+        for i in range(steps):
+            own = states[:, :, i : i + 2], old[:, :, i : i + 1], advantages, labels
+            (part(levels[i : i + 2], *own) / steps).backward()
 
     def check() -> dict[str, np.ndarray]:
         given = {k: torch.from_numpy(arrays[k]) for k in ("states", "log_probs", "advantages")}
@@ -109,14 +115,20 @@ def _rlcm(settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Work:
         value = loss(states, old, advantages, labels)
         names, leaves = zip(*params.items())
         grads = torch.autograd.grad(value, leaves)
-        flat = [to_flax(name, g).reshape(-1) for name, g in zip(names, grads)]
+        by_step(states, old, advantages, labels)
+        flat = lambda grads: np.concatenate(
+            [to_flax(name, g).reshape(-1) for name, g in zip(names, grads)]
+        )
         with torch.no_grad():
             found = _log_probs(apply, params, levels, states, labels)
             shown = _function(apply, params, levels[-1:], *_last(states, labels))
-        found = dict(log_probs=found.numpy(), gradient=np.concatenate(flat), shown=shown.numpy())
-        return {**found, "loss": value.detach().numpy()}
+        return dict(
+            log_probs=found.numpy(), shown=shown.numpy(), loss=value.detach().numpy(),
+            gradient=flat(grads), gradient_by_step=flat([leaf.grad for leaf in leaves]),
+        )  # fmt: skip
 
-    return Work(run, check)
+    ways = {"whole": lambda *batch: loss(*batch).backward(), "by step": by_step}
+    return Work({name: functools.partial(run, way) for name, way in ways.items()}, check)
 
 
 def _last(states: torch.Tensor, labels: torch.Tensor):
@@ -161,7 +173,7 @@ def _log_probs(apply, params: Params, levels, states, labels):
     return _log_density(after, mean, own[:, 6]).reshape(shape)
 
 
-def _clip_loss(apply, params: Params, levels, settings, states, old, advantages, labels):
+def _clip_loss(apply, params: Params, settings, levels, states, old, advantages, labels):
     ratio = torch.exp(_log_probs(apply, params, levels, states, labels) - old)
     clipped = ratio.clamp(1.0 - settings["clip"], 1.0 + settings["clip"])
     advantages = advantages[:, :, None]
@@ -205,7 +217,7 @@ def _reno(settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Work:
         course, noise = climb()
         return {"course": course.numpy(), "noise": noise.numpy()}
 
-    return Work(lambda: (climb(), None)[1], check)
+    return Work({"whole": lambda: (climb(), None)[1]}, check)
 
 
 def _one_step(apply, params: Params, levels, noise, tokens):

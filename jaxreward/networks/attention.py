@@ -12,7 +12,11 @@ from jaxreward.networks.transformer_config import TransformerConfig
 
 
 class KeyValues(NamedTuple):
-    """Keys (rotated) and values of one layer, `[..., kv_heads, T, head_dim]`."""
+    """Keys (rotated) and values of one layer, `[..., kv_heads, T, head_dim]`.
+
+    What `Transformer.decode` writes has its keys as `[..., kv_heads, head_dim, T]`: CPUs multiply
+    one query with them several times faster.
+    """
 
     keys: Array
     values: Array
@@ -88,12 +92,16 @@ class Attention(nn.Module):
         q, k, v = (jnp.swapaxes(a, -2, -3) for a in (q, k, v))
         return q, KeyValues(k, v)
 
-    def attend(self, queries: Array, shared: Segment | None, own: Segment) -> Array:
-        """Output `[P, G, S, D]` of queries `[P, G, H, S, d]`."""
+    def attend(
+        self, queries: Array, shared: Segment | None, own: Segment, decoding: bool = False
+    ) -> Array:
+        """Output `[P, G, S, D]` of queries `[P, G, H, S, d]`; `decoding`: of one to a cache."""
         kv_heads, steps = self.config.kv_heads, queries.shape[3]
-        grouped = queries.shape[:2] + (kv_heads, -1, queries.shape[-1])
-        apply = _attend_apart if shared is not None and steps == 1 else _attend_together
-        out = apply(queries.reshape(grouped), shared, own, steps)
+        queried = queries.reshape(queries.shape[:2] + (kv_heads, -1, queries.shape[-1]))
+        if decoding:
+            out = _attend_apart(queried, shared, own)
+        else:
+            out = _attend_together(queried, shared, own, steps)
         out = jnp.swapaxes(out.reshape(queries.shape), 2, 3)
         return self.o_proj(out.reshape(out.shape[:3] + (-1,)))
 
@@ -126,11 +134,10 @@ def _side_by_side(shared: Array, own: Array) -> Array:
     return jnp.concatenate([jnp.broadcast_to(shared[:, None], shape), own], axis=3)
 
 
-def _attend_apart(q: Array, shared: Segment, own: Segment, steps: int) -> Array:
+def _attend_apart(q: Array, shared: Segment, own: Segment) -> Array:
     """Attention of one token: the prompt's keys are read once for the whole group."""
-    del steps
     wide = dict(preferred_element_type=jnp.float32)
-    mine = jnp.einsum("pgkhd,pgktd->pgkht", q, own.cache.keys, **wide)
+    mine = jnp.einsum("pgkhd,pgkdt->pgkht", q, own.cache.keys, **wide)
     theirs = jnp.einsum("pgkhd,pktd->pgkht", q, shared.cache.keys, **wide)
     mask = own.mask.reshape((1,) * (4 - own.mask.ndim) + own.mask.shape)
     mine = jnp.where(mask[:, :, None], mine, _MASKED)

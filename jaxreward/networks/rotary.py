@@ -58,8 +58,12 @@ def angles(
 
 
 def rotate(x: Float[Array, "*shape heads d"], by: Angles) -> Float[Array, "*shape heads d"]:
-    """Rotates each head of `x`; angles broadcast over leading axes and heads."""
-    cos, sin = (part[..., None, :].astype(x.dtype) for part in by)
-    half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    """Rotates each head of `x`; angles broadcast over leading axes and heads.
+
+    The halves change places by a flip, which compilers fuse with what is around it, forward and
+    backward; slices laid side by side cost a CPU twice the time.
+    """
+    cos, sin = (part[..., None, None, :].astype(x.dtype) for part in by)
+    halves = x.reshape(x.shape[:-1] + (2, -1))
+    turned = jnp.concatenate([-sin, sin], axis=-2) * jnp.flip(halves, axis=-2)
+    return (halves * cos + turned).reshape(x.shape)

@@ -51,9 +51,11 @@ class Block(nn.Module):
         """See `Attention.project`; normalises first."""
         return self.attention.project(self.input_norm(x), angles)
 
-    def finish(self, x: Array, queries: Array, shared: Segment | None, own: Segment) -> Array:
+    def finish(
+        self, x: Array, queries: Array, shared: Segment | None, own: Segment, decoding: bool = False
+    ) -> Array:
         """The block's output given its projections and the keys they may attend to."""
-        attended = self.attention.attend(queries, shared, own)
+        attended = self.attention.attend(queries, shared, own, decoding)
         x = x + (self.attention_norm(attended) if self.config.output_norms else attended)
         gated = self._gated(self.post_norm(x))
         return x + (self.feedforward_norm(gated) if self.config.output_norms else gated)
@@ -194,10 +196,10 @@ class Transformer(nn.Module):
           step: its position in the response, the same for all samples.
           lengths: of the prompts.
           prefix: cache of the prompts.
-          own: caches `[P, G, K, S, d]` of the responses, filled below `step`.
+          own: caches of the responses, see `empty_cache`, filled below `step`.
         """
         positions = (lengths + step)[:, None]
-        slots = jnp.arange(jax.tree.leaves(own)[0].shape[-2], dtype=jnp.int32)[None, :]
+        slots = jnp.arange(jax.tree.leaves(own)[0].shape[-1], dtype=jnp.int32)[None, :]
 
         def view(sliding: bool) -> View:
             visible = (slots <= step) & self._near(step, slots, sliding)
@@ -206,9 +208,9 @@ class Transformer(nn.Module):
 
         def run(block: Block, view: View, x: Array, cache: KeyValues, write: Callable):
             queries, new = block.project(x, view.angles)
-            past, written = write(new)
+            past, written = write(KeyValues(jnp.swapaxes(new.keys, -1, -2), new.values))
             segments = Segment(cache, view.shared), Segment(past, view.own)
-            return self.stream(block.finish(x, queries, *segments)), written
+            return self.stream(block.finish(x, queries, *segments, decoding=True)), written
 
         x, own = (self._decode_scanned if self.config.scan else self._decode)(
             run, self._views(view), self._embed(tokens[:, :, None]), step, prefix, own
@@ -222,7 +224,8 @@ class Transformer(nn.Module):
 
             def write(new: KeyValues, past: KeyValues = past):
                 put = jax.lax.dynamic_update_slice_in_dim
-                past = jax.tree.map(lambda a, b: put(a, b, step, axis=3), past, new)
+                keys = put(past.keys, new.keys, step, axis=4)
+                past = KeyValues(keys, put(past.values, new.values, step, axis=3))
                 return past, past
 
             x, written = run(block, view, x, cache, write)
@@ -236,9 +239,9 @@ class Transformer(nn.Module):
             x, layer, own = carry
 
             def write(new: KeyValues):
-                start = (layer, 0, 0, 0, step, 0)
+                start = KeyValues((layer, 0, 0, 0, 0, step), (layer, 0, 0, 0, step, 0))
                 put, take = jax.lax.dynamic_update_slice, jax.lax.dynamic_index_in_dim
-                written = jax.tree.map(lambda a, b: put(a, b[None], start), own, new)
+                written = KeyValues(*(put(a, b[None], at) for a, b, at in zip(own, new, start)))
                 return jax.tree.map(lambda a: take(a, layer, keepdims=False), written), written
 
             x, own = run(block, views[0], self.stream(x), cache, write)
@@ -323,10 +326,13 @@ def stack_blocks(params: dict[str, Any]) -> dict[str, Any]:
 def empty_cache(
     config: TransformerConfig, prompts: int, group_size: int, steps: int
 ) -> Caches:
-    """Zeroed response caches of all layers."""
-    shape = (prompts, group_size, config.kv_heads, steps, config.size_per_head)
+    """Zeroed response caches of all layers: keys `[P, G, K, d, S]`, values `[P, G, K, S, d]`."""
+    lead, depth = (prompts, group_size, config.kv_heads), config.size_per_head
+
+    def empty(*stacked: int) -> KeyValues:
+        keys = jnp.zeros(stacked + lead + (depth, steps), config.dtype)
+        return KeyValues(keys, jnp.swapaxes(keys, -1, -2))
+
     if config.scan:
-        stacked = jnp.zeros((config.layers,) + shape, config.dtype)
-        return KeyValues(stacked, stacked)
-    zeros = jnp.zeros(shape, config.dtype)
-    return tuple(KeyValues(zeros, zeros) for _ in range(config.layers))
+        return empty(config.layers)
+    return tuple(empty() for _ in range(config.layers))
