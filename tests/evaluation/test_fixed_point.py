@@ -99,7 +99,6 @@ def optimise(transform, group_size, reference, true, beta, channel):
 
 
 
-
 OPTIMISED = {
     "noisy, leave one out": (advantage.rloo(), 4, lambda j, n: j),
     "noisy, group mean": (advantage.dr_grpo(), 4, lambda j, n: j * (1 - 1 / n)),
@@ -166,27 +165,36 @@ def test_a_rare_success_has_a_fixed_point_too(rate, beta, power):
     np.testing.assert_allclose(logit(found), logit(rate) + gap(found) / beta, atol=1e-3)
 
 
+GRPO = advantage.grpo()
+
+
+@functools.cache
+def self_consistent(transform, n, false_positive, false_negative):
+    """Of the first standardised row, with a transform's `D(p)` for groups of `n`."""
+    rate, beta, *_ = STANDARDISED[0]
+    channel = binary(false_positive, false_negative)
+    gap = lambda p: enumeration.class_gap(transform, p, n, channel)
+    solve = jax.jit(lambda rate: fixed_point.success_rate_fixed_point(rate, beta, gap))
+    return float(solve(jnp.asarray(rate)))
+
+
 @pytest.mark.parametrize("name", ["noisy", "backward", "plug-in", "exact"])
 def test_optimisation_with_std_reaches_the_self_consistent_success_rate(name):
     """For a finite group, with `D(p)` from enumeration; the exact correction restores it."""
     n, (rate, beta, pair, _, _) = 4, STANDARDISED[0]
     transform = {
-        "noisy": advantage.grpo(),
-        "backward": chained(correction.backward(), advantage.grpo()),
+        "noisy": GRPO,
+        "backward": chained(correction.backward(), GRPO),
         "plug-in": correction.corrected_group_normalization(),
-        "exact": exact_group_correction(advantage.grpo()),
+        "exact": exact_group_correction(GRPO),
     }[name]
     reference, true = jnp.asarray([rate, 0.5, 0.3]), jnp.asarray([1.0, 0, 0])
 
-    def self_consistent(transform, channel):
-        gap = lambda p: enumeration.class_gap(transform, p, n, channel)
-        return float(fixed_point.success_rate_fixed_point(jnp.asarray(rate), beta, gap))
-
     policy, moved = optimise(transform, n, reference, true, beta, binary(*pair))
     assert moved < 1e-4
-    np.testing.assert_allclose(policy[0], self_consistent(transform, binary(*pair)), atol=1e-5)
-    clean = self_consistent(advantage.grpo(), binary(0.0, 0.0))
-    noisy = self_consistent(advantage.grpo(), binary(*pair))
+    policy = np.asarray(policy)
+    np.testing.assert_allclose(policy[0], self_consistent(transform, n, *pair), atol=1e-5)
+    clean, noisy = (self_consistent(GRPO, n, *rates) for rates in ((0.0, 0.0), pair))
     assert clean - noisy > 0.1
     target, tolerance = {
         "noisy": (noisy, 1e-6), "backward": (noisy, 1e-5), "plug-in": (clean, 5e-3),
