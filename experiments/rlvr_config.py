@@ -1,6 +1,7 @@
 """What a config of `experiments.rlvr` must satisfy, checked before anything heavy is loaded."""
 
 import importlib.util
+import math
 import pathlib
 
 import ml_collections
@@ -63,6 +64,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check.at_least(config, "seed", 0)
     check.at_least(config, "checkpoint.keep", 2)
     check.at_least(config, "group_size", 2, "a group baseline")
+    _check_tokens(config, "prompts_per_step", "group_size")
+    _check_tokens(config, "evaluation.prompts", "evaluation.samples")
     for name in ("b1", "b2"):
         if name in config.optimizer:
             check.in_range(config, f"optimizer.{name}", 0, 1, "[)")
@@ -116,6 +119,15 @@ def model_path(text: str) -> pathlib.Path:
     if not path.exists():
         raise ConfigError(f"config.model.path = {text!r}: there is no {path}")
     return path
+
+
+def _check_tokens(config: ml_collections.ConfigDict, prompts: str, samples: str) -> None:
+    """JAX counts them in int32."""
+    paths = prompts, samples, "sampler.max_new_tokens"
+    sizes = [config_lib.get(config, path) for path in paths]
+    if math.prod(sizes) >= 2**31:
+        named = " x ".join(f"config.{path} = {size}" for path, size in zip(paths, sizes))
+        raise ConfigError(f"{named} tokens at once; allowed are fewer than 2^31")
 
 
 def _check_model(config: ml_collections.ConfigDict) -> None:
