@@ -224,7 +224,7 @@ def test_inclusion_probabilities_remove_the_bias_of_a_selective_recheck():
         recheck = np.where(rng.random(true.shape) < chance, true, -1)
         prompt = np.repeat(np.arange(prompts), group)
         log = Rollouts(prompt, prompt, seen, recheck)
-        naive.append(audit(log, QUICK)["rates"]["false_positive"]["estimate"])
+        naive.append(audit(log, Settings(draws=50))["rates"]["false_positive"]["estimate"])
         entry = audit(log._replace(inclusion=chance), QUICK)["rates"]["false_positive"]
         weighted.append(entry["estimate"])
         hits.append(entry["low"] <= truth <= entry["high"])

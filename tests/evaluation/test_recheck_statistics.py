@@ -34,10 +34,10 @@ def coverage(counts, truth, rng, clustered=True):
     if not clustered:
         counts = counts.sum(axis=1, keepdims=True)
     hits = dict.fromkeys(truth, 0)
-    for table in counts:
+    of_runs = rs.rate_draws(rng, weights, counts.swapaxes(0, 1)) if clustered else None
+    for run, table in enumerate(counts):
         if clustered:
-            draws = rs.rate_draws(rng, weights, table[:, None])
-            draws = Rates(*(column[:, 0] for column in draws))
+            draws = Rates(*(column[:, run] for column in of_runs))
         else:  # rollouts taken as independent: the Jeffreys posterior of each share
             x = table[0] + 0.5
             beta = lambda i, j: rng.beta(x[i], x[j], DRAWS)
@@ -187,9 +187,8 @@ def test_plan_delivers_the_half_width():
     pilot = simulate(rng, 2000, 8, (0.03, 0.03), 0.1, 0.2, runs=1)[0]
     plan = rs.plan_rechecks(pilot, 0.025, 0.95)
     shares = plan.accepted / pilot[:, 0].sum(), plan.rejected / pilot[:, 1].sum()
-    widths = []
+    widths, weights = [], rs.bootstrap_weights(rng, 400, 2000, 2000, 0.95)
     for table in simulate(rng, 2000, 8, shares, 0.1, 0.2, runs=20):
-        weights = rs.bootstrap_weights(rng, 400, 2000, 2000, 0.95)
         draws = rs.rate_draws(rng, weights, table[:, None])
         draws = Rates(*(column[:, 0] for column in draws))
         found = rs.rate_intervals(table.sum(axis=0), draws, 0.95)
