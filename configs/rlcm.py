@@ -61,7 +61,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )  # fmt: skip
     if arg == "smoke":
         config.seeds, config.seeds_at_a_time, config.study.iterations = 2, 2, 2
-        config.study.generator.update(dict(features=16, layers=1, steps=4, batch=8))
+        small = dict(kind="perceptron", features=16, layers=1, steps=4, batch=8)  # compiles fast
+        config.study.generator.update(small)
         config.study.distillation.steps = 2
         config.study.group_size, config.study.arms.ddpo_20.steps = 2, 3
         for name in ("rlcm_2", "rlcm_4_released", "rlcm_4_rebel"):

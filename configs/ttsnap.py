@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             dict(
                 reader=(8,), train_prompts=4, train_samples=2, test_prompts=3, test_samples=8,
                 sampler_steps=5, levels=3, levels_shown=(1, 2), steps=2, batch=4, schedule=(1, 2),
-                keep=(0.5, 0.5), budgets=(60, 120, 180), draws=2,
+                keep=(0.5, 0.5), budgets=(60, 180), draws=2,
             )
         )  # fmt: skip
         config.show = (INCREASE, "reward/most")

@@ -20,6 +20,7 @@ COUNT = 8
 
 
 def generator(settings):
+    settings.generator.kind = "transformer"  # as in full size
     base = digits.build(settings.generator)
     params = base.network.init(jax.random.key(0))
     noisy = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)

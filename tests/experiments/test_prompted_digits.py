@@ -69,11 +69,21 @@ CASES = {  # prompt, labels of the cells: whole, digits, relation, count, size
 }
 
 
+@pytest.fixture(scope="module")
+def parts():
+    """What `followed` says of each case on its own."""
+    prompts, labels, _ = zip(*CASES.values())
+    judge, images = sure(*labels)
+    of = lambda image, prompt: prompted_digits.followed(judge, image[None], prompt[None])
+    every = jax.jit(jax.vmap(of))(images, np.array(prompts, np.int32))
+    every = jax.device_get(every)
+    return {name: jax.tree.map(lambda leaf, i=i: leaf[i], every) for i, name in enumerate(CASES)}
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_parts_of_prompts(name):
-    prompt, labels, expected = CASES[name]
-    judge, images = sure(labels)
-    found = prompted_digits.followed(judge, images, jnp.asarray([prompt], jnp.int32))
+def test_parts_of_prompts(name, parts):
+    prompt, _, expected = CASES[name]
+    found = parts[name]
     for part, value in expected.items():
         assert found["right" if part == "right" else f"follows/{part}"] == value, part
     assert found[f"right/{canvases.CATEGORIES[prompt[0]]}"] == expected["right"]
@@ -81,11 +91,15 @@ def test_parts_of_prompts(name):
 
 def test_shuffled_prompts_keep_their_kind():
     """Relations keep their digits, so that the share of the right order has something to count."""
-    prompts = jnp.asarray([(B, 3, 7, 0), (R, 3, 7, 0), (C, 5, 5, 1), (S, 4, 4, 1)] * 2, jnp.int32)
-    prompts = prompts.at[5].set(jnp.asarray((R, 1, 2, 1), jnp.int32))
-    judge, images = sure(*[(4, 8), (4, 8), (6, 6), (15, 0)] * 2)
-    images = images.at[5].set(1.0)
-    found = prompted_digits.shuffled(judge, images, prompts)
+    prompts = np.array([(B, 3, 7, 0), (R, 3, 7, 0), (C, 5, 5, 1), (S, 4, 4, 1)] * 2, np.int32)
+    prompts[5] = (R, 1, 2, 1)
+
+    @jax.jit
+    def shuffle(prompts):
+        judge, images = sure(*[(4, 8), (4, 8), (6, 6), (15, 0)] * 2)
+        return prompted_digits.shuffled(judge, images.at[5].set(1.0), prompts)
+
+    found = shuffle(prompts)
     # the second relation's digits are not there; the first is judged by "3 right of 7"
     assert found["follows/relation"] == 0.0 and found["follows/count"] == 1.0
     # whole prompts are judged by those of the other canvas, which here shows the same
