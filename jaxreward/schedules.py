@@ -67,13 +67,22 @@ def from_alpha_bar(alpha_bar: Float[np.ndarray | Array, "T"]) -> Schedule:
         raise ValueError(
             f"alpha_bar has shape {table.shape}; allowed is [T], T >= 2, in (0, 1], not rising"
         )
-    times, values = np.arange(len(table), dtype=np.float32), table.astype(np.float32)
-    noise = (1.0 - table).astype(np.float32)  # subtracted before it is rounded
+    noise = 1.0 - table  # subtracted before it is rounded
+    return Schedule(_root_of(table), _root_of(noise), float(len(table) - 1))
 
-    def level(row):
-        return lambda t: jnp.sqrt(jnp.interp(jnp.asarray(t, jnp.float32), times, row))
 
-    return Schedule(level(values), level(noise), float(len(table) - 1))
+def _root_of(table: np.ndarray) -> Level:
+    """Square roots of a table at whole times, linear in between before the root is taken."""
+    values, last = table.astype(np.float32), len(table) - 1
+
+    def level(t: Array) -> Array:
+        t = jnp.clip(jnp.asarray(t, jnp.float32), 0.0, last)
+        below = jnp.minimum(jnp.floor(t), last - 1.0)
+        index = below.astype(jnp.int32)
+        low, high = (jnp.asarray(values)[i] for i in (index, index + 1))
+        return jnp.sqrt(low + (t - below) * (high - low))
+
+    return level
 
 
 def scaled_linear_alpha_bar(

@@ -91,3 +91,13 @@ def test_bad_inputs():
         schedules.scaled_linear_alpha_bar(1)
     with pytest.raises(ValueError, match="last = 1.0"):
         schedules.scaled_linear_alpha_bar(last=1.0)
+
+
+def test_a_table_is_read_linearly_between_whole_times():
+    table = schedules.scaled_linear_alpha_bar(20)
+    schedule = schedules.from_alpha_bar(table)
+    times = np.array([-1.0, 0.0, 0.25, 3.0, 17.5, 18.999, 19.0, 25.0], np.float32)
+    for found, row in ((schedule.alpha, table), (schedule.sigma, 1.0 - table)):
+        expected = np.sqrt(np.interp(times, np.arange(20), row))
+        np.testing.assert_allclose(found(times), expected, rtol=1e-6)
+    assert np.isnan(schedule.alpha(np.float32(np.nan)))

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 def compressed_bytes(images: Float[Array | np.ndarray, "*batch H W C"]) -> Float[Array, "*batch"]:
     """Size in bytes, float32, of each picture as zlib (level 9) packs its 8-bit pixels.
 
-    NaN for a picture that holds one: there is nothing to pack. Safe under `jit` and `vmap`; computed on the host, without gradient.
+    NaN for a picture that holds one: there is nothing to pack. Safe under `jit` and `vmap`;
+    computed on the host, without gradient.
 
     Args:
       images: values in [-1, 1]; others are clipped.
