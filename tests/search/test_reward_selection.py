@@ -6,6 +6,9 @@ import pytest
 from jaxreward.search import reward_selection as selection
 
 
+correlations = jax.jit(selection.correlations, static_argnums=3)
+
+
 def test_weights_of_the_card():
     rho = jnp.array([0.239852, 0.584583, 0.793128, 0.681622])
     weights = selection.category_weights(rho)
@@ -24,39 +27,41 @@ def test_released_rows_have_mean_one():
         assert sum(row) == pytest.approx(4.0, abs=0.0101)
 
 
-def test_correlations_are_numpys(key):
-    scores = jax.random.normal(key, (60, 3))
-    judged = scores[:, 0] + jax.random.normal(jax.random.key(1), (60,))
-    category = jnp.arange(60, dtype=jnp.int32) % 2
-    found = selection.correlations(scores, judged, category, 3)
+def judged_scores():
+    """Of 60 images by 3 rewards, and a judge who agrees in part with the first."""
+    noise = np.random.default_rng(0).standard_normal((60, 4), np.float32)
+    return noise[:, :3], noise[:, 0] + noise[:, 3]
+
+
+def test_correlations_are_numpys():
+    scores, judged = judged_scores()
+    category = np.arange(60, dtype=np.int32) % 2
+    found = correlations(scores, judged, category, 3)
     for c in range(2):
-        own = np.asarray(category) == c
+        own = category == c
         for m in range(3):
-            expected = np.corrcoef(np.asarray(scores)[own, m], np.asarray(judged)[own])[0, 1]
+            expected = np.corrcoef(scores[own, m], judged[own])[0, 1]
             np.testing.assert_allclose(found[c, m], expected, atol=1e-5)
     assert np.all(np.isnan(found[2]))
 
 
 def test_constant_scores_have_no_correlation():
-    found = selection.correlations(
+    found = correlations(
         jnp.ones((4, 1)), jnp.arange(4.0), jnp.zeros(4, jnp.int32), 1
     )
     assert np.isnan(found[0, 0])
 
 
-def test_a_missing_score_takes_no_part(key):
+def test_a_missing_score_takes_no_part():
     """As on the card of CARINOX, where one reward has no scores for two of the categories."""
-    scores = jax.random.normal(key, (60, 3))
-    judged = scores[:, 0] + jax.random.normal(jax.random.key(1), (60,))
-    category = jnp.arange(60, dtype=jnp.int32) % 3
-    holes = scores.at[:, 1].set(jnp.where(category == 2, jnp.nan, scores[:, 1]))
-    holes = holes.at[0, 2].set(jnp.inf)
-    unjudged = judged.at[1].set(jnp.nan)
-    found = np.asarray(selection.correlations(holes, unjudged, category, 3))
+    holes, unjudged = judged_scores()
+    category = np.arange(60, dtype=np.int32) % 3
+    holes[category == 2, 1], holes[0, 2], unjudged[1] = np.nan, np.inf, np.nan
+    found = np.asarray(correlations(holes, unjudged, category, 3))
     assert np.isnan(found[2, 1]) and np.sum(np.isnan(found)) == 1
     for c, m in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 2)):
-        own = (np.asarray(category) == c) & np.isfinite(holes[:, m]) & np.isfinite(unjudged)
-        expected = np.corrcoef(np.asarray(holes)[own, m], np.asarray(unjudged)[own])[0, 1]
+        own = (category == c) & np.isfinite(holes[:, m]) & np.isfinite(unjudged)
+        expected = np.corrcoef(holes[own, m], unjudged[own])[0, 1]
         np.testing.assert_allclose(found[c, m], expected, atol=1e-5)
     weights = selection.category_weights(jnp.asarray(found))
     assert float(weights[2, 1]) == 0.0 and np.all(np.isfinite(weights))
