@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         own.pairs, own.validation_pairs, own.test_pairs = 100, 50, 200
         own.hidden, own.steps, own.every, own.batch = (4,), 8, 4, 8
         own.learning_rates = (1e-2, 3e-2)
-        for name in ("words_0", "ensemble_0", "smoothed_25_long", "corrected_25_long"):
+        for name in ("words_0", "plain_0", "ensemble_0", "smoothed_25_long", "corrected_25_long"):
             del own.arms[name]
         for name in ("words_0", "smoothed_long", "corrected_long"):
             del config.claims[name]

@@ -25,7 +25,7 @@ def test_smoke(tmp_path):
         ("study.encoder", "other"),
         ("study.pairs", 0),
         ("study.arms.corrected_25.flips", 0.5),
-        ("study.arms.plain_0.loss", "hinge"),
+        ("study.arms.plain_25.loss", "hinge"),
     ],
 )
 def test_bad_configs(key, value):
