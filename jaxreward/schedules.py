@@ -75,7 +75,7 @@ def _root_of(table: np.ndarray) -> Level:
     """Square roots of a table at whole times, linear in between before the root is taken."""
     values, last = table.astype(np.float32), len(table) - 1
 
-    def level(t: Array) -> Array:
+    def level(t: Array | np.ndarray | Number) -> Array:
         t = jnp.clip(jnp.asarray(t, jnp.float32), 0.0, last)
         below = jnp.minimum(jnp.floor(t), last - 1.0)
         index = below.astype(jnp.int32)
