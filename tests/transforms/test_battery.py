@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from battery import CASES, assert_same, visible, written
+from battery import CASES, assert_same, in_parts, visible, written
 
 import jaxreward
 from jaxreward.transforms import advantage, base
@@ -46,7 +46,7 @@ def signal_of(name, seed=0):
 
 
 COMPILED = []
-"""One longer for each time that the table is compiled."""
+"""One longer for each time that a part of the table is compiled."""
 
 
 def update_table(key, signals, states):
@@ -58,7 +58,15 @@ def update_table(key, signals, states):
     }
 
 
-table = jax.jit(update_table)  # one program of all, to compile less
+part_of_table = jax.jit(update_table)  # one program of several, to compile less
+
+
+def table(key, signals, states):
+    """`update_table`, compiled."""
+    results = {}
+    for part in in_parts({name: states[name] for name in CASES}):  # always the same parts
+        results |= part_of_table(key, signals, part)
+    return results
 
 
 @functools.cache
@@ -148,8 +156,12 @@ def scanned():
         return jax.lax.scan(step, states, (keys, signals))
 
     rows = [stack([signals(seed + 2 * step) for seed in (0, 1)]) for step in (0, 1)]
-    first = {name: transforms()[name].init() for name in LOOPED}
-    return run(KEYS, stack(rows), stack([first] * 2))
+    inputs, last, results = stack(rows), {}, {}
+    for part in in_parts({name: transforms()[name].init() for name in LOOPED}):
+        ends, steps = run(KEYS, inputs, stack([part] * 2))
+        last |= ends
+        results |= steps
+    return last, results
 
 
 @functools.cache
@@ -379,11 +391,15 @@ def limited_to_none():
     @jax.jit
     def run(key, signals, states):
         after = {
-            n: t.update(key, signals[CASES[n].dense], states[n])[0] for n, t in limited.items()
+            n: limited[n].update(key, signals[CASES[n].dense], state)[0]
+            for n, state in states.items()
         }
-        return {n: {field: getattr(after[n], field) for field in FIELDS} for n in limited}
+        return {n: {field: getattr(s, field) for field in FIELDS} for n, s in after.items()}
 
-    return run(KEY, signals(), states())
+    results = {}
+    for part in in_parts({name: states()[name] for name in limited}):
+        results |= run(KEY, signals(), part)
+    return results
 
 
 def test_where_no_prompt_is_selected_nothing_changes():
