@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxreward import label_estimates
-from jaxreward.label_estimates import annotator_posterior, confident_counts, update_reliability
+from jaxreward.label_estimates import annotator_posterior, update_reliability
+
+confident_counts = jax.jit(label_estimates.confident_counts)
 
 
 def test_posterior_of_the_published_numbers():
@@ -16,10 +18,11 @@ def test_posterior_of_the_published_numbers():
 
 
 def test_posterior_is_bayes_rule_and_has_no_gradient():
-    z, eta = jnp.linspace(-4.0, 4.0, 9), jnp.full(9, 0.7, jnp.float32)
-    right, wrong = 0.7 * jax.nn.sigmoid(z), 0.3 * jax.nn.sigmoid(-z)
-    np.testing.assert_allclose(annotator_posterior(z, eta), right / (right + wrong), rtol=1e-5)
-    assert not np.any(jax.grad(lambda z: jnp.sum(annotator_posterior(z, eta)))(z))
+    z, eta = np.linspace(-4.0, 4.0, 9, dtype=np.float32), jnp.full(9, 0.7, jnp.float32)
+    right, wrong = 0.7 / (1 + np.exp(-z)), 0.3 / (1 + np.exp(z))
+    found = annotator_posterior(jnp.asarray(z), eta)
+    np.testing.assert_allclose(found, right / (right + wrong), rtol=1e-5)
+    assert not np.any(jax.jit(jax.grad(lambda z: jnp.sum(annotator_posterior(z, eta))))(z))
 
 
 def test_em_finds_who_flips():
@@ -72,13 +75,14 @@ def test_masked_items_change_nothing():
     probability = jnp.asarray([0.1, 0.1, 0.2, 0.8, 0.9, 0.8, 0.8, 0.7, 0.4], jnp.float32)
     plain = confident_counts(labels, probability, jnp.ones(9, bool))
     more = confident_counts(
-        jnp.concatenate([labels, 1 - labels]),
-        jnp.concatenate([probability, probability]),
-        jnp.arange(18) < 9,
+        jnp.asarray(np.concatenate([labels, 1 - np.asarray(labels)])),
+        jnp.asarray(np.concatenate([probability, probability])),
+        jnp.asarray(np.arange(18) < 9),
     )
     np.testing.assert_allclose(more.joint, plain.joint, rtol=1e-6)
-    np.testing.assert_array_equal(more.prune[:9], plain.prune)
-    assert not np.any(more.prune[9:])
+    prune = np.asarray(more.prune)
+    np.testing.assert_array_equal(prune[:9], plain.prune)
+    assert not np.any(prune[9:])
 
 
 def test_rates_of_flipped_labels_are_found_with_a_calibrated_model():

@@ -219,10 +219,10 @@ def test_score_penalty():
 
 
 def test_rankings():
-    scores = jnp.broadcast_to(array(0.5, 0.2, -0.3), (4, 3))
+    scores = array(*[[0.5, 0.2, -0.3]] * 4)
     ranks = jnp.array([[1, 2, 2], [2, 1, 3], [1, 1, 1], [1, 2, 3]], jnp.float32)
-    mask = jnp.ones((4, 3), bool).at[3, 1:].set(False)
-    loss, counted = preference.ranking(scores, ranks, mask)
+    mask = jnp.array([[True] * 3] * 3 + [[True, False, False]])
+    loss, counted = jax.jit(preference.ranking)(scores, ranks, mask)
     np.testing.assert_allclose(loss, [0.462728, 0.566511, 0.0, 0.0], atol=2e-6)
     assert counted.tolist() == [True, True, False, False]
 
@@ -230,7 +230,8 @@ def test_rankings():
 def test_padding_of_a_ranking_may_be_anything():
     scores, ranks = jnp.array([[0.5, 0.2, jnp.nan]]), jnp.array([[1.0, 2.0, 0.0]])
     mask = jnp.array([[True, True, False]])
-    value, grad = jax.value_and_grad(lambda s: preference.ranking(s, ranks, mask).loss[0])(scores)
+    loss = lambda s: preference.ranking(s, ranks, mask).loss[0]
+    value, grad = jax.jit(jax.value_and_grad(loss))(scores)
     assert float(value) == pytest.approx(np.log1p(np.exp(-0.3)), abs=1e-6)
     assert np.all(np.isfinite(grad)) and grad[0, 2] == 0
 
@@ -283,7 +284,7 @@ def test_split_batches_are_one(reduce):
     losses = array(0.3, 2.0, 1.1, 0.0, 5.0, 0.4)
     weights = array(1, 0.5, 0, 0, 0, 2)
     split = jax.vmap(lambda l, w: reduce(l, w, axis_name="devices"), axis_name="devices")
-    found = split(losses.reshape(2, 3), weights.reshape(2, 3))
+    found = jax.jit(split)(losses.reshape(2, 3), weights.reshape(2, 3))
     np.testing.assert_allclose(found, np.full(2, float(reduce(losses, weights))), rtol=1e-6)
 
 

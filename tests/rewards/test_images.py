@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from jaxreward.rewards import images
 from jaxreward.rewards.images import BLANK, CELL_LABELS, DIGITS
@@ -14,13 +15,17 @@ def table(*pairs):
     return jnp.asarray(allowed)
 
 
+composition, fulfilled = jax.jit(images.composition), jax.jit(images.fulfilled)
+
+
 def pairs_of(allowed):
     return set(map(tuple, np.argwhere(np.asarray(allowed)).tolist()))
 
 
 def sure(*labels, confidence=6.0):
     """Log-probabilities of cells that surely hold these labels."""
-    return jax.nn.log_softmax(confidence * jax.nn.one_hot(jnp.array(labels), CELL_LABELS), axis=-1)
+    logits = confidence * np.eye(CELL_LABELS, dtype=np.float32)[list(labels)]
+    return jnp.asarray(scipy.special.log_softmax(logits, axis=-1))
 
 
 THREE, SEVEN, SMALL_THREE = 4, 8, 14
@@ -42,26 +47,26 @@ def test_cells_are_split_from_left_to_right():
     assert images.split_cells(canvas[:, :8]).shape == (1, 64)
 
 
-def test_composition_is_the_probability_of_the_table(key):
-    log_probs = jax.nn.log_softmax(jax.random.normal(key, (5, 2, CELL_LABELS)))
+def test_composition_is_the_probability_of_the_table():
+    logits = np.random.default_rng(0).normal(size=(5, 2, CELL_LABELS))
+    log_probs = jnp.asarray(scipy.special.log_softmax(logits, axis=-1), jnp.float32)
     allowed = table((1, 2), (2, 1), (0, 5))
     p = np.exp(log_probs)
     expected = p[:, 0, 1] * p[:, 1, 2] + p[:, 0, 2] * p[:, 1, 1] + p[:, 0, 0] * p[:, 1, 5]
-    found = images.composition(log_probs, jnp.broadcast_to(allowed, (5, *allowed.shape)))
+    found = composition(log_probs, jnp.asarray(np.stack([allowed] * 5)))
     np.testing.assert_allclose(np.exp(found), expected, rtol=1e-5)
-    everything = images.composition(log_probs[0], jnp.ones_like(allowed))
+    everything = composition(log_probs[0], jnp.ones_like(allowed))
     np.testing.assert_allclose(everything, 0.0, atol=1e-5)
-    grads = jax.grad(lambda x: images.composition(x, allowed))(log_probs[0])
+    grads = jax.jit(jax.grad(images.composition))(log_probs[0], allowed)
     assert np.all(np.isfinite(grads))
 
 
 def test_fulfilled_takes_the_most_probable_labels():
     allowed = table((THREE, SEVEN))
-    assert bool(images.fulfilled(sure(THREE, SEVEN), allowed))
-    assert not bool(images.fulfilled(sure(SEVEN, THREE), allowed))
-    batch = images.fulfilled(
-        jnp.stack([sure(THREE, SEVEN), sure(THREE, THREE)]), jnp.stack([allowed, allowed])
-    )
+    assert bool(fulfilled(sure(THREE, SEVEN), allowed))
+    assert not bool(fulfilled(sure(SEVEN, THREE), allowed))
+    both = np.stack([sure(THREE, SEVEN), sure(THREE, THREE)]), np.stack([allowed, allowed])
+    batch = fulfilled(*map(jnp.asarray, both))
     np.testing.assert_array_equal(batch, [True, False])
 
 
@@ -85,7 +90,7 @@ def test_recognition_reads_digits_wherever_they_are():
     np.testing.assert_allclose(
         images.recognition(right, allowed), images.recognition(swapped, allowed), atol=1e-4
     )
-    assert float(images.composition(right, allowed) - images.composition(swapped, allowed)) > 5
+    assert float(composition(right, allowed)) - float(composition(swapped, allowed)) > 5
     assert float(images.recognition(sure(SEVEN, SEVEN), allowed)) < -2
 
 
@@ -100,13 +105,15 @@ def test_recogniser_sees_cells(key):
     )
 
 
-def test_typicality_and_distance(key):
-    real = jax.random.uniform(key, (20, 8, 16))
-    far = real[0] + 0.5
-    assert float(images.typicality(real[0], real[:1], 0.1)) == 0.0
-    assert float(images.typicality(far, real, 0.1)) < float(images.typicality(real[0], real, 0.1))
-    np.testing.assert_allclose(images.distance_to_real(far, real[:1]), 0.5 * np.sqrt(128), rtol=1e-5)
-    assert float(images.distance_to_real(real[0], real, 1)) == 0.0
+def test_typicality_and_distance():
+    typicality = jax.jit(images.typicality, static_argnums=2)
+    distance = jax.jit(images.distance_to_real, static_argnums=2)
+    real = jnp.asarray(np.random.default_rng(0).random((20, 8, 16)), jnp.float32)
+    first, far = real[0], real[0] + 0.5
+    assert float(typicality(first, real[:1], 0.1)) == 0.0
+    assert float(typicality(far, real, 0.1)) < float(typicality(first, real, 0.1))
+    np.testing.assert_allclose(distance(far, real[:1]), 0.5 * np.sqrt(128), rtol=1e-5)
+    assert float(distance(first, real, 1)) == 0.0
     with pytest.raises(ValueError, match="bandwidth = 0"):
         images.typicality(far, real, 0)
 

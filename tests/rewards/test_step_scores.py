@@ -13,29 +13,33 @@ EXPECTED = dict(
 )
 
 
+aggregate = jax.jit(aggregate_steps, static_argnums=2, static_argnames="empty")
+find_ends = jax.jit(step_ends, static_argnums=2)
+
+
 @pytest.mark.parametrize("how", AGGREGATIONS)
 def test_by_hand_with_padding(how):
     scores = jnp.array([[0.9, 0.8, 0.5, jnp.nan], [0.9, 0.8, 0.5, 0.0], [1.0, 0.0, 1.0, 1.0]])
     mask = jnp.array([[True] * 3 + [False]] * 2 + [[False] * 4])
-    found = aggregate_steps(scores, mask, how)
+    found = aggregate(scores, mask, how)
     np.testing.assert_allclose(found, [EXPECTED[how], EXPECTED[how], 0.5], rtol=2e-6)
-    assert aggregate_steps(scores[2], mask[2], how, empty=0.0) == 0
+    assert aggregate(scores[2], mask[2], how, empty=0.0) == 0
 
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
 def test_scores_of_0_and_1_are_finite(how):
     scores = jnp.array([1.0, 0.0, 1.0])
     mask = jnp.ones(3, bool)
-    assert np.isfinite(aggregate_steps(scores, mask, how))
-    assert np.isfinite(jax.grad(lambda s: aggregate_steps(s, mask, how))(scores)).all()
+    found = jax.jit(jax.value_and_grad(lambda s: aggregate_steps(s, mask, how)))(scores)
+    assert all(np.isfinite(part).all() for part in found)
 
 
 def test_only_the_product_falls_with_length():
-    short, long = (aggregate_steps(jnp.full(n, 0.9), jnp.ones(n, bool), "prod") for n in (2, 9))
+    scores, mask = jnp.full((2, 9), 0.9), jnp.asarray(np.arange(9) < np.array([[2], [9]]))
+    short, long = aggregate(scores, mask, "prod").tolist()
     assert long < short
-    short, long = (
-        aggregate_steps(jnp.full(n, 0.9), jnp.ones(n, bool), "geometric_mean") for n in (2, 9))
-    assert long == pytest.approx(float(short), rel=1e-6)
+    short, long = aggregate(scores, mask, "geometric_mean").tolist()
+    assert long == pytest.approx(short, rel=1e-6)
 
 
 def test_unknown():
@@ -58,6 +62,7 @@ SPLIT = 9
     ],
 )
 def test_steps_end_at_separators_of_the_response(tokens, span, ends):
-    found = step_ends(jnp.array([tokens], jnp.int32), jnp.array([span], jnp.int32), (8, SPLIT))
-    assert [int(x) for x in found[0] if x >= 0] == ends
-    assert all(x in (-1, place) for place, x in enumerate(found[0].tolist()))
+    found = find_ends(jnp.array([tokens], jnp.int32), jnp.array([span], jnp.int32), (8, SPLIT))
+    (found,) = found.tolist()
+    assert [x for x in found if x >= 0] == ends
+    assert all(x in (-1, place) for place, x in enumerate(found))
