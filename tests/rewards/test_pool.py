@@ -58,9 +58,6 @@ def _check_others(verdicts, hostile: dict[int, str]) -> None:
 @pytest.mark.parametrize(
     "behaviour, cause",
     [
-        ("hang", "timeout"),
-        ("tower", "timeout"),
-        ("hang_ignoring_sigterm", "timeout"),
         ("raises", "raised"),
         ("raises_without_words", "raised"),
         ("changes_modules", "non_finite"),
@@ -90,6 +87,18 @@ def test_a_hostile_verifier_costs_its_own_sample_only(pool, behaviour, cause):
     _check_others(verdicts, hostile)
     assert verdicts.causes[7] == cause
     assert pool.stats()[cause] == before + 1
+
+
+def test_verifiers_that_hang_cost_their_own_samples_only(pool):
+    """However they hang: in one batch, since each has to be waited for."""
+    hostile = {3: "hang 1", 7: "tower 1", 11: "hang_ignoring_sigterm 1"}
+    before = pool.stats()["timeout"]
+    begun = time.monotonic()
+    verdicts = pool.verify("mixed", *_samples(16, hostile))
+    assert time.monotonic() - begun < TIMEOUT_S + SLACK_S
+    _check_others(verdicts, hostile)
+    assert [verdicts.causes[i] for i in hostile] == ["timeout"] * 3
+    assert pool.stats()["timeout"] == before + 3
 
 
 def test_one_in_64_hangs_and_the_batch_ends_in_time(pool):
