@@ -27,10 +27,10 @@ Scaling = Llama3Scaling | LinearScaling
 
 
 class Angles(NamedTuple):
-    """Cosines and sines `[..., head_dim // 2]`, float32."""
+    """What each channel is multiplied with, float32: itself with `cos`, its partner with `sin`."""
 
-    cos: Float[Array, "*shape half"]
-    sin: Float[Array, "*shape half"]
+    cos: Float[Array, "*shape d"]
+    sin: Float[Array, "*shape d"]
 
 
 def frequencies(head_dim: int, theta: float, scaling: Scaling | None) -> np.ndarray:
@@ -50,20 +50,21 @@ def frequencies(head_dim: int, theta: float, scaling: Scaling | None) -> np.ndar
 def angles(
     positions: Int[Array, "*shape"], head_dim: int, theta: float, scaling: Scaling | None
 ) -> Angles:
-    """Cosines and sines of every position."""
+    """Of every position.
+
+    Both halves of the channels are written out, so that a CPU reads them where it would compute a
+    cosine anew for every channel of every head.
+    """
     rate = jnp.asarray(frequencies(head_dim, theta, scaling))
     rate = rate.reshape((1,) * positions.ndim + (-1,))
     radians = positions.astype(jnp.float32)[..., None] * rate
-    return Angles(jnp.cos(radians), jnp.sin(radians))
+    cos, sin = jnp.cos(radians), jnp.sin(radians)
+    return Angles(jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1))
 
 
 def rotate(x: Float[Array, "*shape heads d"], by: Angles) -> Float[Array, "*shape heads d"]:
-    """Rotates each head of `x`; angles broadcast over leading axes and heads.
-
-    The halves change places by a flip, which compilers fuse with what is around it, forward and
-    backward; slices laid side by side cost a CPU twice the time.
-    """
-    cos, sin = (part[..., None, None, :].astype(x.dtype) for part in by)
-    halves = x.reshape(x.shape[:-1] + (2, -1))
-    turned = jnp.concatenate([-sin, sin], axis=-2) * jnp.flip(halves, axis=-2)
-    return (halves * cos + turned).reshape(x.shape)
+    """Rotates each head of `x`; angles broadcast over leading axes and heads."""
+    cos, sin = (part[..., None, :].astype(x.dtype) for part in by)
+    # A flip fuses with what is around it, forward and backward; slices laid side by side do not.
+    turned = jnp.flip(x.reshape(x.shape[:-1] + (2, -1)), axis=-2).reshape(x.shape)
+    return x * cos + turned * sin
