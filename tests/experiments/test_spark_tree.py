@@ -16,8 +16,8 @@ def run(arms, rollouts, seeds=8, **changes):
     for arm in [arm for arm in config.study.arms if arm not in arms]:
         del config.study.arms[arm]
     keys = jax.random.split(jax.random.key(1), seeds)
-    # a little optimized, since it runs for longer than it compiles
-    options = {"xla_backend_optimization_level": 1}
+    # what runs for longer than it compiles is optimized a little
+    options = {"xla_backend_optimization_level": 1} if rollouts > 100 else {}
     return jax.jit(jax.vmap(spark_tree.make_study(config).run), compiler_options=options)(keys)
 
 
