@@ -69,7 +69,7 @@ def answer(problem, temperature=1.0, logit_softcap=None, vocabulary=None):
 
 
 def run(function, problem, dtype=jnp.float32):
-    """The same of `function(hidden, weight, targets, bias)`, operands in `dtype`, jitted, as numpy."""
+    """The same of `function(hidden, weight, targets, bias)`, jitted, operands in `dtype`; as numpy."""
     hidden, weight, bias = (
         None if x is None else jnp.asarray(x, dtype)
         for x in (problem.hidden, problem.weight, problem.bias)

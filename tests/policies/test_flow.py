@@ -204,7 +204,7 @@ def test_make_denoiser():
     np.testing.assert_allclose(alpha * output.clean + sigma * output.noise, 0.0, atol=1e-6)
 
 
-def test_bad_inputs(key):
+def test_bad_inputs():
     x, times = jnp.zeros((2,)), flow.grid(STRAIGHT, 2)
     denoise = denoiser(STRAIGHT, SINGLE)
     with pytest.raises(ValueError, match="method = 'midpoint'"):
