@@ -50,27 +50,36 @@ def study_of(**changes):
 
 def test_ordinary_texts_are_near_and_stuttering_ones_are_far(key):
     study = study_of()
-    world = language.make_world(key, study)
-    radius = lambda share: jnp.sqrt(jnp.mean(jnp.square(
-        world.features[language.draw_texts(key, 4000, share, study)].sum(1) / 13**0.5), 1))
-    near, far = radius(0.0), radius(1.0)
+
+    @jax.jit
+    def squares(share):
+        """Of the words' features and, by text, of their sum."""
+        features = language.make_world(key, study).features
+        texts = language.draw_texts(key, 4000, share, study)
+        return jnp.mean(features**2), jnp.mean((features[texts].sum(1) / 13**0.5) ** 2)
+
+    (spread, near), (_, far) = (map(float, squares(share)) for share in (0.0, 1.0))
     # Sums of independent centred words have the spread of one word, whatever their number.
-    spread = jnp.mean(jnp.square(world.features))
-    assert jnp.mean(near**2) == pytest.approx(float(spread), rel=0.1)
-    assert jnp.mean(far**2) > 3 * jnp.mean(near**2)
+    assert near == pytest.approx(spread, rel=0.1)
+    assert far > 3 * near
 
 
 def test_the_better_text_of_a_pair_stands_first_but_for_the_flips(key):
     study = study_of()
-    world = language.make_world(key, study)
-    raw = lambda texts: language.gold_reward(world, texts, study=study)
-    draw = lambda k: language.draw_texts(k, 500, 0.0, study)
-    right = language.label(key, raw, draw, 0.0)
-    assert (raw(right.first) >= raw(right.second)).all()
+
+    @jax.jit
+    def label(flips):
+        world = language.make_world(key, study)
+        raw = lambda texts: language.gold_reward(world, texts, study=study)
+        draw = lambda k: language.draw_texts(k, 500, 0.0, study)
+        pairs = language.label(key, raw, draw, flips)
+        return pairs, raw(pairs.first) >= raw(pairs.second)
+
+    right, better = jax.device_get(label(0.0))
+    assert better.all()
     np.testing.assert_array_equal(right.first[:, 0], right.second[:, 0])  # one prompt
-    noisy = language.label(key, raw, draw, 0.25)
-    wrong = jnp.mean(raw(noisy.first) < raw(noisy.second), dtype=jnp.float32)
-    assert abs(wrong - 0.25) < 4 * (0.25 * 0.75 / 500) ** 0.5
+    better = jax.device_get(label(0.25))[1]
+    assert abs(1.0 - better.mean() - 0.25) < 4 * (0.25 * 0.75 / 500) ** 0.5
 
 
 def test_a_single_arm_is_run_for_several_members():
