@@ -11,6 +11,7 @@ from jaxreward.networks import heads, transformer
 from jaxreward.networks.transformer_config import TransformerConfig
 
 CONFIG = TransformerConfig(11, width=8, layers=3, heads=2, kv_heads=1, intermediate=8)
+SHALLOW = TransformerConfig(**{**vars(CONFIG), "layers": 2})
 TOKENS = jnp.array([[3, 4, 5, 6], [7, 8, 0, 0]], jnp.int32)
 LENGTHS = jnp.array([4, 2], jnp.int32)
 MASK = jnp.arange(4)[None, :] < LENGTHS[:, None]
@@ -202,7 +203,7 @@ def test_equal_tokens_hide_the_query(key):
 
 @pytest.mark.parametrize("head", [heads.Scalar(), heads.HierarchicalQuery(2)])
 def test_on_a_transformer_padding_does_not_matter(key, head):
-    network = heads.on_transformer(CONFIG, head, (1, 2))
+    network = heads.on_transformer(SHALLOW, head, (0, 1))
 
     def score(params, tokens):
         found = network.apply(params, tokens, LENGTHS)
@@ -218,7 +219,7 @@ def test_on_a_transformer_padding_does_not_matter(key, head):
 
 def test_further_arguments_reach_the_head(key):
     ends = jnp.array([[0, 3], [1, -1]])
-    network = heads.on_transformer(CONFIG, heads.StepScores(), extra=(jnp.zeros((1, 1), int),))
+    network = heads.on_transformer(SHALLOW, heads.StepScores(), extra=(jnp.zeros((1, 1), int),))
     found = jax.jit(lambda key: network.apply(network.init(key), TOKENS, LENGTHS, ends))(key)
     assert found.shape == (2, 2) and found[1, 1] == 0 and found[1, 0] != 0
 

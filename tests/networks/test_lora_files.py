@@ -1,5 +1,6 @@
 """Adapters on disk, alone and as peft reads and writes them."""
 
+import functools
 import json
 import struct
 
@@ -17,17 +18,19 @@ SETTINGS = lora.lora_config(3, alpha=5, targets=("down_proj", "q_proj", "v_proj"
 IDS = np.random.default_rng(0).integers(3, 31, (2, 7))
 
 
-def random_adapter(base, settings=SETTINGS):
-    start = lora.init(jax.random.key(1), base, settings)
-    leaves, tree = jax.tree.flatten(start)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-    return jax.tree.unflatten(tree, moved)
+@functools.cache
+def start():
+    """A base, and an adapter away from its start."""
+    base = jax.jit(lambda key: init(CONFIG, key))(jax.random.key(0))
+    adapter = jax.jit(lambda base: lora.init(jax.random.key(1), base, SETTINGS))(base)
+    rng = np.random.default_rng(2)
+    moved = lambda leaf: np.asarray(leaf) + 0.3 * rng.standard_normal(leaf.shape, np.float32)
+    return base, jax.tree.map(lambda leaf: jnp.asarray(moved(leaf)), adapter)
 
 
 def same(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), a, b))
+        jax.tree.leaves(jax.tree.map(np.array_equal, a, b))
     )
 
 
@@ -41,8 +44,7 @@ def logits(params):
 
 @pytest.fixture
 def saved(tmp_path):
-    base = init(CONFIG, jax.random.key(0))
-    adapter = random_adapter(base)
+    base, adapter = start()
     lora_files.save_adapter(tmp_path, CONFIG, adapter, SETTINGS)
     return tmp_path, base, adapter
 
@@ -57,7 +59,7 @@ def test_stacked_layers_share_the_format(saved):
     directory, base, adapter = saved
     scanned = TransformerConfig(**{**vars(CONFIG), "scan": True})
     found, _ = lora_files.load_adapter(directory, scanned)
-    assert same(found, stack_blocks(adapter))
+    assert same(found, jax.jit(stack_blocks)(adapter))
     lora_files.save_adapter(directory / "again", scanned, found, SETTINGS)
     assert same(lora_files.load_adapter(directory / "again", CONFIG)[0], adapter)
 
