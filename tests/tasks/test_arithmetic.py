@@ -1,5 +1,6 @@
 import ast
 import collections
+import functools
 import math
 import random
 import re
@@ -57,10 +58,15 @@ def compound_parts(tree: ast.expr) -> set[str]:
     return found
 
 
+@functools.cache
+def drawn_of(steps, seed):
+    return arithmetic.draw_expressions(ExpressionSpec(steps=(steps,), sizes=ALL, seed=seed))["all"]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_card_check_2(steps):
     """Exactly i operators, 1000 unique strings, fraction and float agree."""
-    drawn = arithmetic.draw_expressions(ExpressionSpec(steps=(steps,), sizes=ALL))["all"]
+    drawn = drawn_of(steps, 0)
     assert len({item.plain for item in drawn}) == len({item.latex for item in drawn}) == 1000
     for item in drawn:
         words = re.split(r"[ ()]|\\left|\\right", item.latex)
@@ -86,11 +92,7 @@ def test_generator_facts_of_the_paper_card():
         10: (8.2e5, 0.47, 0.01, 0.1),
     }
     for steps, (median, large, integers, reward_of_zero) in facts.items():
-        draws = [
-            arithmetic.draw_expressions(ExpressionSpec(steps=(steps,), sizes=ALL, seed=seed))["all"]
-            for seed in range(3)
-        ]
-        exact = [item.value for drawn in draws for item in drawn]
+        exact = [item.value for seed in range(3) for item in drawn_of(steps, seed)]
         values = np.array([float(value) for value in exact])
         size = np.abs(values)
         assert abs(np.log10(np.median(size)) - np.log10(median)) < 0.5
@@ -128,15 +130,14 @@ def test_elements_and_operators_are_drawn_equally():
     ],
 )
 def test_splits_share_no_expression_and_no_compound_part(spec):
-    parts = {}
+    parts, drawn = {}, arithmetic.draw_expressions(spec)
     for split, size in spec.sizes:
-        items = arithmetic.draw_expressions(spec)[split]
+        items = drawn[split]
         assert len(items) == len({item.plain for item in items}) == size
         parts[split] = set().union(*(compound_parts(parse(item.plain)) for item in items))
     names = list(parts)
     assert all(parts[a].isdisjoint(parts[b]) for a in names for b in names if a < b)
-    train = arithmetic.draw_expressions(spec)["train"]
-    assert max(spec.steps) == 1 or len(parts["train"]) > len(train)  # there were parts to leak
+    assert max(spec.steps) == 1 or len(parts["train"]) > len(drawn["train"])  # there were parts to leak
 
 
 def test_steps_are_equal_shares_in_random_order():
