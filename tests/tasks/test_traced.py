@@ -183,7 +183,8 @@ def test_alphabet_knows_every_text():
     for program in traced.PROGRAMS:
         if program == "gcd":
             continue  # its remainder sign is in the larger alphabet
-        for e in traced.make_examples(TracedSpec(program, style="lines", sizes=(("test", 50),)))["test"]:
+        spec = TracedSpec(program, style="lines", sizes=(("test", 50),))
+        for e in traced.make_examples(spec)["test"]:
             tokenizers.encode(chars, [e.prompt, e.worked, e.answer])
     tokenizers.encode(tokenizers.make_tokenizer(), ["71%4=3 4%3=1 3%1=0=1"])
 
