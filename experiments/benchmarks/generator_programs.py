@@ -72,12 +72,11 @@ def build(case: Case) -> Program:
     return {"rlcm": _rlcm, "reno": _reno}[case.work](case)
 
 
-def _moved(params: Any, key: jax.Array) -> Any:
+def _moved(init: Callable[[jax.Array], Any]) -> Any:
     """Parameters away from their start, where much is 0 and hides mistakes."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    moved = [leaf + 0.05 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)]
-    return jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(0)
+    moved = lambda leaf: leaf + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32)
+    return jax.tree.map(moved, jax.jit(init)(jax.random.key(0)))
 
 
 def _named(params: Any, prefix: str) -> dict[str, np.ndarray]:
@@ -105,7 +104,7 @@ def _rlcm(case: Case) -> Program:
     function = consistency.consistency_function(
         network.apply, digits.SCHEDULE, digits.PARAMETERIZATION
     )
-    params = _moved(network.init(jax.random.key(0)), jax.random.key(1))
+    params = _moved(network.init)
     task = rlcm.Task(generator._replace(function=function), params, None, None)
     rows = digits.CLASSES * case.batch // settings.updates
     split = math.gcd(rows, min(case.devices, jax.device_count()))
@@ -174,11 +173,12 @@ def _rlcm_check(policy, params, arm, group: int) -> tuple[dict, dict]:
 
 def _reno(case: Case) -> Program:
     network = make_network(case.config, case.kind)
-    params = _moved(network.init(jax.random.key(0)), jax.random.key(1))
+    params = _moved(network.init)
     perceptrons = [Perceptron(hidden, image_rewards.CELL_LABELS) for hidden in READERS]
     cell = jnp.zeros(image_rewards.SIDE**2)
-    seen = [p.init(jax.random.key(i), cell)["params"] for i, p in enumerate(perceptrons)]
-    prompts = canvases.draw_prompts(jax.random.key(2), case.batch)
+    seen = [jax.jit(p.init)(jax.random.key(i), cell)["params"] for i, p in enumerate(perceptrons)]
+    draw = jax.jit(canvases.draw_prompts, static_argnums=1)
+    prompts = draw(jax.random.key(2), case.batch)
     noise = jax.random.normal(jax.random.key(3), (case.batch, *CANVAS))
     tokens = jnp.asarray(np.stack([canvases.tokens(prompt) for prompt in prompts]))
     weights = jnp.asarray([1.0] * len(READERS) + [1.0, 0.0])
@@ -192,7 +192,7 @@ def _reno(case: Case) -> Program:
     arrays = dict(
         levels=levels(np.array([digits.SCHEDULE.last], np.float32)),
         tokens=tokens.astype(jnp.int32), noise=noise, weights=weights,
-        allowed=jax.vmap(canvases.allowed_pairs)(prompts),
+        allowed=jax.jit(jax.vmap(canvases.allowed_pairs))(prompts),
     )  # fmt: skip
     arrays = {name: np.asarray(leaf) for name, leaf in arrays.items()} | _named(params, "params")
     for i, reader in enumerate(seen):
