@@ -12,7 +12,7 @@ processes.compile_quickly()
 
 from jaxtyping import install_import_hook
 
-install_import_hook("jaxreward", "beartype.beartype")
+install_import_hook("jaxreward", "typecheck.beartype_once")
 
 import hypothesis
 import jax
