@@ -10,6 +10,7 @@ Potential shaping by `phi` adds `discount * phi(s') - phi(s)`. Rewards are `[S, 
 import math
 from typing import Callable, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -188,8 +189,10 @@ def entrywise_norm(
         size = jnp.where(weights > 0, size, 0.0)
     weights = jnp.ones_like(size) if weights is None else weights
     if order == math.inf:
-        return jnp.max(weights * size)
-    top = jnp.max(size)  # so that powers neither overflow nor underflow
+        flat = (weights * size).reshape(-1)
+        return flat[jnp.argmax(flat)]  # the slope of a maximum may be 0 / 0 by rounding
+    # So that powers neither overflow nor underflow; the norm does not depend on it.
+    top = jax.lax.stop_gradient(jnp.max(size))
     safe = jnp.where(top > 0, top, 1.0)
     total = jnp.sum(weights * (size / safe) ** order)
     return top * jnp.where(top > 0, total, 1.0) ** (1.0 / order)
