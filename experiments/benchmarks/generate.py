@@ -10,10 +10,11 @@ forward and backward pass for every step of a trajectory, as the released traine
 do (DDPO, RLCM), and whole, with one for all steps, as here. Here every case says whether its batch
 is split over the cores, which the smallest is too small for.
 
-Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 4.6 times (bar 3), with
-patches of 2 3.2, on the U-Net 2.6. RLCM 1.6, 1.3 and 0.9: its products are large enough that both
-sides spend most of their time in them, at the same rate; what is won there is the condition, which
-is encoded once for a group.
+Found (two cores, jax 0.10.2, torch 2.13): ReNO on the study's network 4.1 times (bar 3), with
+patches of 2 3.2, on the U-Net 2.6. RLCM 1.9, 1.5 and 1.2 against PyTorch by step, 1.2 (another day
+1.6), 1.3 and 0.9 against PyTorch whole: its products are large enough that both sides spend most of
+their time in them, at the same rate; what is won there is the condition, which is encoded once for
+a group.
 """
 
 import json
