@@ -125,7 +125,7 @@ def _check_tokens(config: ml_collections.ConfigDict, prompts: str, samples: str)
     """JAX counts them in int32."""
     paths = prompts, samples, "sampler.max_new_tokens"
     sizes = [config_lib.get(config, path) for path in paths]
-    if math.prod(sizes) >= 2**31:
+    if None not in sizes and math.prod(sizes) >= 2**31:
         named = " x ".join(f"config.{path} = {size}" for path, size in zip(paths, sizes))
         raise ConfigError(f"{named} tokens at once; allowed are fewer than 2^31")
 
